@@ -1,0 +1,280 @@
+"""The configuration of a run: nested frozen dataclasses, strict, to and from JSON. No logic beyond validation.
+
+A recipe (`onereel.recipes`) is a function that returns a `RunConfig`; the command line overrides any field by its
+dotted name (`--optim.lr 3e-4`). What the words mean is in `docs/design.md`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from onereel.errors import ConfigError, did_you_mean
+
+
+def _require(condition: bool, name: str, given: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {given!r}; allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips, and how they are read."""
+
+    train: str = ""
+    """Training list: a CSV with path,label or path,caption[,start,end], a "path label" list, or a folder per class."""
+    val: str = ""
+    """Validation list, in any of the same forms."""
+    root: str = ""
+    """Folder that relative paths start from; empty: the folder of the list."""
+    store: str = ""
+    """Chunk store made by `onereel prepare`; empty: read the raw files."""
+    num_frames: int = 16
+    """Frames per clip (T)."""
+    sampling: Literal["segment", "dense"] = "segment"
+    """segment: T equal parts of the video, one frame of each. dense: T frames, sampling_rate apart."""
+    sampling_rate: int = 4
+    """Source frames between two frames of a dense clip."""
+    size: int = 224
+    """Height and width of the clip in pixels."""
+    crop: Literal["random-resized", "multi-scale", "center"] = "random-resized"
+    """Training crop; evaluation uses centre or three-crop (eval.num_crops)."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Share of the frame's area that a random resized crop takes."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a random resized crop."""
+    repeats: int = 1
+    """Views of one decoded video per sample (repeated augmentation); each counts as a clip of the batch."""
+    num_workers: int = -1
+    """Decoding processes per device; -1: one per core left over, 0: in the training process."""
+    prefetch: int = 2
+    """Batches that each worker reads ahead."""
+    max_bad_ratio: float = 0.01
+    """Share of samples that may fail to decode before the run stops."""
+    timeout_seconds: float = 30.0
+    """Time that one clip's decode may take before it counts as failed."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_frames >= 1, "data.num_frames", self.num_frames, "1 or more")
+        _require(self.sampling_rate >= 1, "data.sampling_rate", self.sampling_rate, "1 or more")
+        _require(self.size >= 16 and self.size % 2 == 0, "data.size", self.size, "even, 16 or more")
+        _require(self.repeats >= 1, "data.repeats", self.repeats, "1 or more")
+        low, high = self.crop_scale
+        _require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "0 < low <= high <= 1")
+        _require(0 <= self.max_bad_ratio <= 1, "data.max_bad_ratio", self.max_bad_ratio, "0 to 1")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Batch augmentation on the device, in training only: one draw per clip, the same for its frames."""
+
+    hflip_prob: float = 0.5
+    """Probability of mirroring a clip; 0 where left and right differ in meaning (SSv2, gestures)."""
+    randaugment_num_ops: int = 0
+    """RandAugment operations per clip; 0: off."""
+    randaugment_magnitude: float = 7.0
+    """Strength of RandAugment, 0 to 10."""
+    color_jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation."""
+    erase_prob: float = 0.0
+    """Probability of erasing a box, the same box in all frames."""
+    mixup_alpha: float = 0.0
+    """Beta parameter of mixup; 0: off."""
+    cutmix_alpha: float = 0.0
+    """Beta parameter of cutmix; 0: off."""
+    mix_prob: float = 1.0
+    """Probability that a clip is mixed at all, where mixup or cutmix is on."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of R, G, B in 0..1 (ImageNet)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of R, G, B in 0..1 (ImageNet)."""
+
+    def __post_init__(self) -> None:
+        for name in ("hflip_prob", "erase_prob", "mix_prob"):
+            _require(
+                0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1"
+            )
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """Which tubelets the model sees."""
+
+    kind: str = "all"
+    """Selector: all, random, tube, run-length."""
+    threshold: float = 0.1
+    """run-length: mean absolute difference of normalised pixels above which a tubelet is new (RLT section 3)."""
+    reference: Literal["adjacent", "anchor"] = "adjacent"
+    """run-length: compare with the neighbouring tubelet (as published) or with the head of the run."""
+    keep_ratio: float = 0.5
+    """random, tube: share of tubelets kept (K = round(keep_ratio * N))."""
+    length_embedding: bool = False
+    """Add a learned embedding of each token's run length (zero-initialised)."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.keep_ratio <= 1, "tokens.keep_ratio", self.keep_ratio, "above 0, up to 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder and its head."""
+
+    name: str = "vit_base_patch16_224"
+    """Model name; `onereel recipes --models` lists them."""
+    tubelet_size: int = 2
+    """Frames per tubelet (t)."""
+    pool: Literal["mean", "cls"] = "mean"
+    """How a clip's tokens become one feature."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Position embedding: fixed sine-cosine by coordinate, or a learned table."""
+    drop_path_rate: float = 0.0
+    """Largest probability of skipping a block for a clip; rises linearly with depth."""
+    head_dropout: float = 0.0
+    """Dropout before the classifier."""
+    qk_norm: bool = False
+    """Normalise queries and keys of each head."""
+    checkpointing: bool = False
+    """Recompute each block in the backward pass to save memory."""
+    attention: Literal["auto", "sdpa", "varlen", "reference"] = "auto"
+    """Attention back-end; auto: the fastest that is exact here."""
+    pretrained: str = ""
+    """A run folder, checkpoint or saved model whose encoder weights to start from."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is learned."""
+
+    kind: Literal["classification"] = "classification"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.label_smoothing < 1,
+            "objective.label_smoothing",
+            self.label_smoothing,
+            "0 or more, below 1",
+        )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser and its schedule."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    """Learning rate at lr_batch_size clips; scaled linearly to the global batch."""
+    lr_batch_size: int = 256
+    """Global batch that lr is stated for; 0: lr is used as it is."""
+    min_lr: float = 1e-6
+    """Learning rate at the end of the cosine."""
+    warmup_lr: float = 1e-6
+    """Learning rate at the first step."""
+    warmup_epochs: float = 5.0
+    weight_decay: float = 0.05
+    """Not applied to biases, norms, position tables and tokens."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    """sgd only."""
+    layer_decay: float = 1.0
+    """Each block's learning rate is this times that of the block above."""
+    clip_grad_norm: float = 0.0
+    """Largest norm of the gradient; 0: no clipping."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, which is then what is evaluated; 0: off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    epochs: int = 100
+    batch_size_per_device: int = 8
+    """Clips per device and micro-step."""
+    accum_steps: int = 1
+    """Micro-steps per optimiser step; global batch = batch_size_per_device * accum_steps * devices."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 on CUDA, float32 on CPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:1."""
+    compile: bool = False
+    """torch.compile the encoder."""
+    num_threads: int = 0
+    """CPU threads of the training process; 0: PyTorch's default."""
+    log_every: int = 10
+    """Optimiser steps between two log lines."""
+    save_every: int = 500
+    """Optimiser steps between two checkpoints; one is always written at the end and at Ctrl-C."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep."""
+    eval_every: int = 0
+    """Epochs between two evaluations on data.val; 0: only at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size_per_device", "accum_steps", "log_every", "save_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How a model is tested."""
+
+    num_clips: int = 1
+    """Clips spread over the video."""
+    num_crops: int = 1
+    """1: centre; 3: left or top, centre, right or bottom."""
+    batch_size_per_device: int = 8
+
+    def __post_init__(self) -> None:
+        _require(self.num_clips >= 1, "eval.num_clips", self.num_clips, "1 or more")
+        _require(self.num_crops in (1, 3), "eval.num_crops", self.num_crops, "1 or 3")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on."""
+
+    recipe: str = ""
+    """The recipe this configuration came from."""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested plain dictionary of a config (tuples become lists, as JSON has them)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(cls: type, values: dict[str, Any], path: str = "") -> Any:
+    """Build dataclass `cls` from `values`; an unknown key is an error that names the nearest known one."""
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"unknown config key {path + key!r}.{did_you_mean(key, known)}")
+        if dataclasses.is_dataclass(hints[key]):
+            value = from_dict(hints[key], value, f"{path}{key}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[key] = value
+    return cls(**arguments)
+
+
+def to_json(config: RunConfig) -> str:
+    return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> RunConfig:
+    """The config that `to_json` wrote. Raises ConfigError on keys this version does not know."""
+    return from_dict(RunConfig, json.loads(text))

@@ -1,0 +1,196 @@
+"""The frozen dataclasses that cross from one room to another. They validate themselves; they do nothing else.
+
+Tensor letters, here and everywhere: B batch, T frames, C channels, H W pixels, N tubelets of a clip, M tokens of a
+packed batch, P values of a patch, D width, h heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CropBox:
+    """Which pixels of the displayed frame (after rotation) a clip takes, in source pixels.
+
+    All four numbers are even: 4:2:0 video stores colour at half resolution, and a box that starts or ends between
+    two colour samples moves the colours by half a pixel against the brightness.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    hflip: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = (self.top, self.left, self.height, self.width)
+        if any(n % 2 for n in numbers) or min(numbers) < 0 or min(self.height, self.width) < 2:
+            raise ValueError(
+                f"{self}: top, left, height and width must be even, the last two at least 2"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What sampling must know of a video.
+
+    Attributes:
+        num_frames: frames that can be read, in display order.
+        fps: frames per second; the average where the rate varies.
+        height: pixels of the displayed frame, after rotation.
+        width: likewise.
+        frame_times: `(num_frames,)` float64 seconds of each frame from the first, or None where the rate is
+            constant (frame i is then shown at `i / fps`).
+    """
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+    frame_times: np.ndarray | None = None
+
+    @property
+    def duration_seconds(self) -> float:
+        return self.num_frames / self.fps
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSpec:
+    """One clip, said in integers: enough to read the same pixels again anywhere.
+
+    Attributes:
+        video: name of the video in its library.
+        frame_indices: frames in the order the model sees them (display order, from 0; repeats allowed).
+        crop: the box that all frames share.
+        size: (height, width) of the pixels that come out.
+    """
+
+    video: str
+    frame_indices: tuple[int, ...]
+    crop: CropBox
+    size: tuple[int, int]
+
+
+class SampleKey(NamedTuple):
+    """Which sample of which epoch, and which of its views (repeated augmentation, multi-view test)."""
+
+    epoch: int
+    index: int
+    view: int = 0
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the loader hands to the objective. Not frozen: the device step replaces `clips`.
+
+    Attributes:
+        clips: uint8 `(B, T, C, H, W)` RGB from the loader; normalised float of the same shape after augmentation.
+        keys: one SampleKey per clip; randomness for a clip derives from it.
+        labels: int64 `(B,)` class indices, or None.
+        soft_labels: float32 `(B, num_classes)` after mixing, or None.
+        captions: one text per clip, or None.
+        scoring_clips: what token selection looks at where it must not see `clips` (erased pixels), else None.
+        num_failed: samples of this batch that could not be read; they are absent from the tensors.
+        num_clips: clips that count. 0 with one blank clip in `clips` when every sample of the batch failed, so
+            that a rank without data still takes part in the step.
+    """
+
+    clips: Tensor
+    keys: list[SampleKey]
+    labels: Tensor | None = None
+    soft_labels: Tensor | None = None
+    captions: list[str] | None = None
+    scoring_clips: Tensor | None = None
+    num_failed: int = 0
+    num_clips: int = 0
+
+
+class TubeletGrid(NamedTuple):
+    """Tubelets along time, height and width; tokens are in order (t, h, w), t slowest."""
+
+    gt: int
+    gh: int
+    gw: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.gt * self.gh * self.gw
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSelection:
+    """Which tubelets survive.
+
+    Attributes:
+        keep_mask: bool `(B, N)`, True = kept.
+        run_lengths: int64 `(B, N)`, tubelets that a kept token stands for (undefined where dropped), or None for
+            selectors without runs.
+    """
+
+    keep_mask: Tensor
+    run_lengths: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_mask.ndim != 2 or str(self.keep_mask.dtype) != "torch.bool":
+            raise ValueError(
+                f"keep_mask must be bool (B, N), not {self.keep_mask.dtype} {tuple(self.keep_mask.shape)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """All kept tokens of a batch, back to back, clip after clip.
+
+    Attributes:
+        values: `(M, P)` patches or `(M, D)` features.
+        lengths: tokens of each clip, on the host (no device synchronisation).
+        cu_seqlens: int32 `(B + 1,)` on the device of `values`: clip b is `values[cu_seqlens[b]:cu_seqlens[b + 1]]`.
+        coordinates: int64 `(M, 3)` (t, h, w) of each token in the grid.
+        grid: the grid that the coordinates index.
+        run_lengths: int64 `(M,)`, or None.
+    """
+
+    values: Tensor
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+    coordinates: Tensor
+    grid: TubeletGrid
+    run_lengths: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every clip has the same number of tokens (attention is then one batched call)."""
+        return len(set(self.lengths)) <= 1
+
+    def __repr__(self) -> str:
+        return f"Packed(values={tuple(self.values.shape)}, lengths={self.lengths}, grid={tuple(self.grid)})"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one video: class names with probabilities, most probable first."""
+
+    video: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    seconds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One sample or file that could not be used, and why."""
+
+    path: str
+    reason: str
+    frame: int | None = None
+    where: str = field(default="")
