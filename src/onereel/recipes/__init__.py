@@ -1,1 +1,59 @@
+"""Recipes: one Python function per named run, returning its complete `RunConfig`.
 
+A recipe of one's own is a path to a Python file with a function `recipe() -> RunConfig`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from onereel.config import RunConfig
+from onereel.errors import ConfigError, unknown_name
+
+RECIPES = {
+    "demo": "onereel.recipes.demo:demo",
+    "actions": "onereel.recipes.actions:actions",
+    "actions_rlt": "onereel.recipes.actions:actions_rlt",
+    "k400_vitb": "onereel.recipes.kinetics:k400_vitb",
+    "rlt_k400_vitb": "onereel.recipes.kinetics:rlt_k400_vitb",
+    "ssv2_vitb": "onereel.recipes.kinetics:ssv2_vitb",
+}
+
+
+def recipe_function(name: str) -> Callable[[], RunConfig]:
+    """The function behind a recipe's name, or behind a path to a file that defines `recipe()`."""
+    if name.endswith(".py"):
+        return _function_in_file(Path(name))
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    module, function = RECIPES[name].split(":")
+    return getattr(import_module(module), function)
+
+
+def load_recipe(name: str) -> RunConfig:
+    """The configuration of recipe `name`, which remembers where it came from."""
+    config = recipe_function(name)()
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
+    return replace(config, recipe=name)
+
+
+def describe(name: str) -> str:
+    """First line of the recipe's docstring."""
+    return (recipe_function(name).__doc__ or "").strip().split("\n")[0]
+
+
+def _function_in_file(path: Path) -> Callable[[], RunConfig]:
+    if not path.is_file():
+        raise ConfigError(f"recipe file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, "a .py path always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "recipe"):
+        raise ConfigError(f"{path} has no function `recipe()` that returns a RunConfig")
+    return module.recipe
