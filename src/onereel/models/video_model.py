@@ -1,0 +1,107 @@
+"""Clips to logits: select tubelets, encode the kept ones, classify."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from onereel.errors import ConfigError
+from onereel.models.heads import ClassificationHead
+from onereel.models.vit import VisionTransformer
+from onereel.tokens.packing import pack, pack_all, pack_clips
+from onereel.tokens.tubelets import clip_grid, patchify
+from onereel.types import Packed, TokenSelection, TubeletGrid
+
+if TYPE_CHECKING:
+    from onereel.tokens.selector import Selector
+
+Generators = Sequence[torch.Generator] | None
+
+
+class Output(NamedTuple):
+    """What a forward gives.
+
+    Attributes:
+        logits: `(B, num_classes)`.
+        lengths: tokens kept per clip, a class token not counted.
+        num_dense_tokens: tokens that a clip has when all are kept.
+        features: the encoder's features, class tokens included.
+    """
+
+    logits: Tensor
+    lengths: tuple[int, ...]
+    num_dense_tokens: int
+    features: Packed
+
+
+class VideoModel(nn.Module):
+    """Selector, encoder and head.
+
+    Args:
+        encoder: turns packed patches into packed features.
+        head: turns packed features into logits; its pool must be the encoder's.
+        selector: holds no weights, and may be replaced at any time (`model.selector = ...`).
+    """
+
+    def __init__(
+        self, encoder: VisionTransformer, head: ClassificationHead, selector: Selector
+    ) -> None:
+        super().__init__()
+        if encoder.pool != head.pool:
+            raise ConfigError(f"encoder pools by {encoder.pool!r}, head by {head.pool!r}")
+        self.encoder, self.head, self.selector = encoder, head, selector
+
+    def forward(
+        self,
+        clips: Tensor,
+        scoring_clips: Tensor | None = None,
+        generators: Generators = None,
+    ) -> Output:
+        """Classify `clips`.
+
+        Args:
+            clips: normalised float `(B, T, C, H, W)`.
+            scoring_clips: what the selector looks at in place of `clips`, same shape; None: `clips`.
+            generators: one CPU generator per clip, for selectors that draw, drop path and dropout. A clip's draws
+                depend on its own generator alone.
+        """
+        grid = clip_grid(clips, self.encoder.tubelet_size, self.encoder.patch_size)
+        tokens, embedded = self._tokens(clips, scoring_clips, grid, generators)
+        features = self.encoder(tokens, generators, embedded=embedded)
+        logits = self.head(features, generators)
+        return Output(logits, tokens.lengths, grid.num_tokens, features)
+
+    def _tokens(
+        self, clips: Tensor, scoring_clips: Tensor | None, grid: TubeletGrid, generators: Generators
+    ) -> tuple[Packed, bool]:
+        """The kept tokens, and whether they are embedded already or still patches."""
+        encoder, block = self.encoder, (self.encoder.tubelet_size, self.encoder.patch_size)
+        if self.selector.num_kept(grid) == grid.num_tokens:
+            return pack_all(patchify(clips, *block), grid), False
+        seen = clips if scoring_clips is None else scoring_clips
+        if not self.selector.needs_embeddings:
+            return pack_clips(clips, self._select(seen, None, grid, generators), *block), False
+        embeddings = scored = encoder.embed(patchify(clips, *block))
+        if scoring_clips is not None:
+            with torch.no_grad():
+                scored = encoder.embed(patchify(scoring_clips, *block))
+        selection = self._select(seen, scored.detach(), grid, generators)
+        return pack(embeddings, selection, grid), True
+
+    @torch.no_grad()
+    def _select(
+        self, clips: Tensor, embeddings: Tensor | None, grid: TubeletGrid, generators: Generators
+    ) -> TokenSelection:
+        return self.selector.select(clips, embeddings, grid, generators)
+
+    def macs(self, lengths: Sequence[int]) -> int:
+        """Multiply-adds of the matrix products of a forward that keeps `lengths` tokens, head included.
+
+        For clips of the encoder's own grid, scored on themselves; FLOPs are twice as many.
+        """
+        dense = len(lengths) * self.encoder.grid.num_tokens
+        embedded = dense if self.selector.needs_embeddings else sum(lengths)
+        return self.encoder.macs(lengths, embedded) + self.head.macs(len(lengths))

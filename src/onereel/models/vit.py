@@ -1,0 +1,266 @@
+"""The plain video vision transformer, pre-norm, on packed tokens (ViT, arXiv 2010.11929; tubelets as in ViViT)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from onereel.errors import ConfigError
+from onereel.models.attention import attention
+from onereel.tokens.packing import cumulative_lengths, per_token
+from onereel.tokens.positions import gather_positions, resize_positions, sincos_positions
+from onereel.types import Packed, TubeletGrid
+
+NORM_EPS = 1e-6  # as VideoMAE and the ViT paper; RLT's 1e-5 doesn't fit VideoMAE's weights
+TOKEN_STD = 0.02  # class token and learned positions, as timm and VideoMAE
+MLP_RATIO = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """What attention must know of a packed batch: tokens per clip on the host, their bounds on the device."""
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Tensor
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each clip, with biases on q, k and v."""
+
+    def __init__(self, embed_dim: int, num_heads: int, qk_norm: bool, backend: str) -> None:
+        super().__init__()
+        self.num_heads, self.backend = num_heads, backend
+        head_dim = embed_dim // num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.q_norm = nn.LayerNorm(head_dim, eps=NORM_EPS) if qk_norm else None
+        self.k_norm = nn.LayerNorm(head_dim, eps=NORM_EPS) if qk_norm else None
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        if self.q_norm is not None and self.k_norm is not None:
+            # Under autocast a norm returns float32; attention wants one dtype.
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        out = attention(q, k, v, segments.lengths, segments.cu_seqlens, self.backend)
+        return self.proj(out.flatten(1))
+
+
+class Block(nn.Module):
+    """`x + scale * attention(norm(x))`, then the same with the MLP; `scale (2, M)` is drop path, or None."""
+
+    def __init__(self, embed_dim: int, num_heads: int, qk_norm: bool, backend: str) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.attn = Attention(embed_dim, num_heads, qk_norm, backend)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.fc1 = nn.Linear(embed_dim, MLP_RATIO * embed_dim)
+        self.fc2 = nn.Linear(MLP_RATIO * embed_dim, embed_dim)
+
+    def forward(self, x: Tensor, segments: Segments, scale: Tensor | None = None) -> Tensor:
+        branch = self.attn(self.norm1(x), segments)
+        x = x + (branch if scale is None else branch * scale[0, :, None])
+        branch = self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + (branch if scale is None else branch * scale[1, :, None])
+
+
+class VisionTransformer(nn.Module):
+    """Patches of kept tubelets in, one feature per token out.
+
+    Args:
+        grid: the grid that the model is made for; learned positions are interpolated to any other, and sin-cos
+            positions computed.
+        tubelet_size, patch_size: frames and pixels per side of a tubelet.
+        embed_dim, depth, num_heads: as in timm.
+        pool: "cls" puts a learned token in front of each clip, "mean" doesn't; the head pools accordingly.
+        positions: "sincos" (fixed, 3-D) or "learned".
+        drop_path_rate: probability of skipping a branch of the last block for a clip; rises linearly from 0.
+        qk_norm: LayerNorm on each head's queries and keys.
+        length_embedding: add a learned vector per run length (RLT section 3.2), zero at the start.
+        checkpointing: recompute each block in the backward pass.
+        attention: back-end, see `onereel.models.attention`.
+        in_channels: colour channels.
+
+    Linear weights start Xavier-uniform (query, key, value as matrices of their own) with zero biases, as in the ViT
+    paper's code, MAE and VideoMAE's pre-training.
+    """
+
+    def __init__(
+        self,
+        grid: TubeletGrid,
+        *,
+        tubelet_size: int,
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        pool: Literal["mean", "cls"] = "mean",
+        positions: Literal["sincos", "learned"] = "sincos",
+        drop_path_rate: float = 0.0,
+        qk_norm: bool = False,
+        length_embedding: bool = False,
+        checkpointing: bool = False,
+        attention: str = "auto",
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ConfigError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        if not 0 <= drop_path_rate < 1:
+            raise ConfigError(f"drop_path_rate is {drop_path_rate}; allowed: 0 or more, below 1")
+        self.grid, self.tubelet_size, self.patch_size = grid, tubelet_size, patch_size
+        self.embed_dim, self.depth, self.pool = embed_dim, depth, pool
+        self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
+        self.patch_values = in_channels * tubelet_size * patch_size**2
+        self.patch_embed = nn.Linear(self.patch_values, embed_dim)
+        self.learned_positions = positions == "learned"
+        if self.learned_positions:
+            self.pos_embed = nn.Parameter(torch.empty(grid.num_tokens, embed_dim))
+        else:
+            # Not persistent: it follows from the grid, and another grid must be able to load the weights.
+            self.register_buffer("pos_embed", sincos_positions(grid, embed_dim), persistent=False)
+        self.cls_token = nn.Parameter(torch.empty(embed_dim)) if pool == "cls" else None
+        self.length_embed = (
+            nn.Parameter(torch.empty(grid.gt, embed_dim)) if length_embedding else None
+        )
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, qk_norm, attention) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights, from the global generator as every PyTorch module does."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                # Xavier's bound depends on the shape, so a fused qkv would start too small.
+                fan_out = module.out_features // (3 if name.endswith("qkv") else 1)
+                bound = math.sqrt(6 / (module.in_features + fan_out))
+                nn.init.uniform_(module.weight, -bound, bound)
+                nn.init.zeros_(module.bias)
+        if self.learned_positions:
+            nn.init.trunc_normal_(self.pos_embed, std=TOKEN_STD)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=TOKEN_STD)
+        if self.length_embed is not None:
+            nn.init.zeros_(self.length_embed)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Linear patch embedding, before positions: `(..., P)` to `(..., D)`."""
+        return self.patch_embed(patches)
+
+    def forward(
+        self,
+        tokens: Packed,
+        generators: Sequence[torch.Generator] | None = None,
+        *,
+        embedded: bool = False,
+    ) -> Packed:
+        """Features of packed tokens.
+
+        Args:
+            tokens: packed patches `(M, P)`.
+            generators: one CPU generator per clip, which drop path draws from in training; else not needed.
+            embedded: the values are already those of `embed`, `(M, D)`.
+
+        Returns:
+            Normalised features `(M, D)`. With pool="cls" each clip begins with its class token, whose coordinates
+            are -1.
+        """
+        if not embedded:
+            tokens = replace(tokens, values=self.embed(tokens.values))
+        x = tokens.values + self._positions(tokens)
+        if self.length_embed is not None:
+            x = x + self._length_embedding(tokens)
+        tokens = replace(tokens, values=x)
+        if self.cls_token is not None:
+            tokens = prepend_token(tokens, self.cls_token)
+        segments = Segments(tokens.lengths, tokens.cu_seqlens)
+        scales = self._drop_path_scales(tokens, generators)
+        x = tokens.values
+        for block, scale in zip(self.blocks, scales, strict=True):
+            if self.checkpointing and torch.is_grad_enabled():
+                # Blocks draw nothing (see _drop_path_scales), so there is no random state to keep.
+                x = checkpoint(
+                    block, x, segments, scale, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = block(x, segments, scale)
+        return replace(tokens, values=self.norm(x))
+
+    def _positions(self, tokens: Packed) -> Tensor:
+        table: Tensor = self.pos_embed
+        grid = tokens.grid
+        if grid != self.grid:
+            table = (
+                resize_positions(table, self.grid, grid)
+                if self.learned_positions
+                else sincos_positions(grid, self.embed_dim, table.device)
+            )
+        return gather_positions(table, tokens.coordinates, grid)
+
+    def _length_embedding(self, tokens: Packed) -> Tensor:
+        table = self.length_embed
+        assert table is not None
+        if tokens.run_lengths is None:
+            return table[0]  # no runs: each token stands for itself
+        if tokens.grid.gt > len(table):
+            raise ConfigError(
+                f"clips of {tokens.grid.gt} tubelets in time, but length_embedding was made for {len(table)}. "
+                f"Use clips of at most {len(table) * self.tubelet_size} frames."
+            )
+        return F.embedding(tokens.run_lengths - 1, table)
+
+    def _drop_path_scales(
+        self, tokens: Packed, generators: Sequence[torch.Generator] | None
+    ) -> Sequence[Tensor | None]:
+        """Per block, `(2, M)` factors of its two branches: 0 where a clip skips it, else 1 / keep probability.
+
+        One draw per clip, block and branch; from the clip's own generator, so that it doesn't depend on the batch.
+        """
+        if not (self.training and self.drop_path_rate):
+            return [None] * self.depth
+        if generators is None or len(generators) != tokens.batch_size:
+            raise ValueError(
+                f"drop path draws: pass one generator per clip ({tokens.batch_size}), or call eval()"
+            )
+        keep = 1 - torch.linspace(0, self.drop_path_rate, self.depth)[:, None, None]
+        draws = [torch.rand(self.depth, 2, generator=g) for g in generators]
+        scales = (torch.stack(draws, dim=-1) < keep) / keep
+        return list(per_token(scales.to(tokens.values.device), tokens))
+
+    def macs(self, lengths: Sequence[int], num_embedded: int | None = None) -> int:
+        """Multiply-adds of the matrix products of a forward with `lengths` tokens per clip.
+
+        `12 n d^2 + 2 n^2 d` per block and `n P d` for the embedding; a class token counts in the blocks.
+        `num_embedded`: patches embedded, where that is more than are kept.
+        """
+        d, extra = self.embed_dim, int(self.pool == "cls")
+        blocks = sum(12 * n * d**2 + 2 * n**2 * d for n in (n + extra for n in lengths))
+        embedded = sum(lengths) if num_embedded is None else num_embedded
+        return self.depth * blocks + embedded * self.patch_values * d
+
+
+def prepend_token(packed: Packed, token: Tensor) -> Packed:
+    """`packed` with `token (D,)` in front of each clip, at coordinates (-1, -1, -1) with run length 0."""
+
+    def prepend(values: Tensor, first: Tensor) -> Tensor:
+        first = first.expand(1, *values.shape[1:])
+        return torch.cat([part for clip in values.split(packed.lengths) for part in (first, clip)])
+
+    lengths = tuple(n + 1 for n in packed.lengths)
+    runs = packed.run_lengths
+    return Packed(
+        values=prepend(packed.values, token.to(packed.values.dtype)),
+        lengths=lengths,
+        cu_seqlens=cumulative_lengths(lengths, packed.values.device),
+        coordinates=prepend(packed.coordinates, packed.coordinates.new_tensor(-1)),
+        grid=packed.grid,
+        run_lengths=None if runs is None else prepend(runs, runs.new_tensor(0)),
+    )

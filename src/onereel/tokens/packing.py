@@ -1,0 +1,107 @@
+"""Kept tokens of a batch, back to back (`Packed`): no padding, no per-clip loop, one host synchronisation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from onereel.tokens.tubelets import clip_grid, tubelet_view
+from onereel.types import Packed, TokenSelection, TubeletGrid
+
+
+def cumulative_lengths(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """int32 `(B + 1,)`: where each clip begins, and the end."""
+    bounds = [0, *itertools.accumulate(lengths)]
+    return torch.tensor(bounds, dtype=torch.int32, device=device)
+
+
+def _kept(selection: TokenSelection, grid: TubeletGrid) -> tuple[tuple[int, ...], Tensor]:
+    """Tokens per clip, and int64 `(4, M)` indices (b, t, h, w) of the kept ones in packed order."""
+    mask = selection.keep_mask
+    if mask.shape[1] != grid.num_tokens:
+        raise ValueError(f"keep_mask has {mask.shape[1]} tokens, {grid} has {grid.num_tokens}")
+    lengths = tuple(mask.sum(dim=1).tolist())
+    if 0 in lengths:
+        raise ValueError(
+            f"clip {lengths.index(0)} of the batch keeps no token; a selector must keep 1 or more"
+        )
+    # The count is known by now, so this nonzero need not ask the device again.
+    indices = torch.nonzero_static(mask.unflatten(1, tuple(grid)), size=sum(lengths))
+    return lengths, indices.T
+
+
+def _packed(
+    values: Tensor,
+    lengths: tuple[int, ...],
+    indices: Tensor,
+    selection: TokenSelection,
+    grid: TubeletGrid,
+) -> Packed:
+    runs = selection.run_lengths
+    return Packed(
+        values=values,
+        lengths=lengths,
+        cu_seqlens=cumulative_lengths(lengths, values.device),
+        coordinates=indices[1:].T,
+        grid=grid,
+        run_lengths=None if runs is None else runs.unflatten(1, tuple(grid))[tuple(indices)],
+    )
+
+
+def pack(values: Tensor, selection: TokenSelection, grid: TubeletGrid) -> Packed:
+    """The kept rows of `values (B, N, P)`, tokens of a clip in order (t, h, w).
+
+    Raises ValueError where a clip keeps no token or the mask doesn't fit the grid.
+    """
+    lengths, indices = _kept(selection, grid)
+    rows = values.unflatten(1, tuple(grid))[tuple(indices)]
+    return _packed(rows, lengths, indices, selection, grid)
+
+
+def pack_clips(
+    clips: Tensor, selection: TokenSelection, tubelet_size: int, patch_size: int
+) -> Packed:
+    """`pack(patchify(clips), ...)` that reads only the kept patches of `clips (B, T, C, H, W)`."""
+    grid = clip_grid(clips, tubelet_size, patch_size)
+    lengths, indices = _kept(selection, grid)
+    blocks = tubelet_view(clips, tubelet_size, patch_size)[tuple(indices)]
+    return _packed(blocks.flatten(1), lengths, indices, selection, grid)
+
+
+def pack_all(values: Tensor, grid: TubeletGrid) -> Packed:
+    """Every row of `values (B, N, P)`: a reshape whose shapes depend on no data (dense use, export)."""
+    batch, num_tokens, _ = values.shape
+    ranges = [torch.arange(n, device=values.device) for n in grid]
+    lengths = (num_tokens,) * batch
+    return Packed(
+        values=values.flatten(0, 1),
+        lengths=lengths,
+        cu_seqlens=cumulative_lengths(lengths, values.device),
+        coordinates=torch.cartesian_prod(*ranges).repeat(batch, 1),
+        grid=grid,
+    )
+
+
+def unpack(packed: Packed, fill: float = 0.0) -> Tensor:
+    """`(B, N, D)`: the packed values at their places in the grid, `fill` where nothing was kept."""
+    clip = per_token(torch.arange(packed.batch_size, device=packed.values.device), packed)
+    shape = (packed.batch_size, *packed.grid, packed.values.shape[1])
+    dense = packed.values.new_full(shape, fill)
+    dense = dense.index_put((clip, *packed.coordinates.unbind(-1)), packed.values)
+    return dense.flatten(1, 3)
+
+
+def per_token(values: Tensor, packed: Packed) -> Tensor:
+    """`values (..., B)`, one per clip, repeated for the tokens of each clip: `(..., M)`."""
+    total = packed.values.shape[0]
+    return values.repeat_interleave(packed.cu_seqlens.diff(), dim=-1, output_size=total)
+
+
+def segment_mean(values: Tensor, lengths: Sequence[int], cu_seqlens: Tensor) -> Tensor:
+    """Mean over the tokens of each clip: `values (M, D)` to `(B, D)`."""
+    if len(set(lengths)) == 1:
+        return values.unflatten(0, (len(lengths), lengths[0])).mean(dim=1)
+    return torch.segment_reduce(values, "mean", lengths=cu_seqlens.diff().long(), unsafe=True)

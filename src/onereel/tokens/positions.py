@@ -1,0 +1,55 @@
+"""Position embeddings by coordinate (t, h, w) of the tubelet grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onereel.types import TubeletGrid
+
+SINCOS_BASE = 10000.0  # as in "Attention is all you need" section 3.5, MAE and V-JEPA
+
+
+def _sincos_axis(length: int, dim: int, device: torch.device | None) -> Tensor:
+    """`(length, dim)`: sines, then cosines, of the positions 0..length-1 at dim/2 frequencies."""
+    exponents = torch.arange(dim // 2, dtype=torch.float64, device=device) / (dim // 2)
+    positions = torch.arange(length, dtype=torch.float64, device=device)
+    angles = positions[:, None] * SINCOS_BASE**-exponents
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+def sincos_positions(grid: TubeletGrid, dim: int, device: torch.device | None = None) -> Tensor:
+    """Fixed factorised 3-D sine-cosine embedding, float32 `(N, dim)`, tokens in order (t, h, w).
+
+    A third of `dim` goes to each axis, rounded down to an even number; time takes what is left over (V-JEPA shares
+    likewise, and cuts off what is too much). Raises ValueError where `dim` is odd or below 6.
+    """
+    if dim < 6 or dim % 2:
+        raise ValueError(f"sin-cos positions need an even dim of 6 or more, not {dim}")
+    spatial = dim // 6 * 2
+    time = _sincos_axis(grid.gt, dim - 2 * spatial, device)[:, None, None]
+    rows = _sincos_axis(grid.gh, spatial, device)[None, :, None]
+    columns = _sincos_axis(grid.gw, spatial, device)[None, None]
+    axes = [axis.expand(*grid, -1) for axis in (time, rows, columns)]
+    return torch.cat(axes, dim=-1).flatten(0, 2)
+
+
+def resize_positions(table: Tensor, old: TubeletGrid, new: TubeletGrid) -> Tensor:
+    """A learned table `(N, D)` of grid `old`, interpolated (trilinear, corners not aligned) to grid `new`."""
+    if old == new:
+        return table
+    volume = table.unflatten(0, tuple(old)).movedim(-1, 0)[None]
+    resized = F.interpolate(volume.float(), size=tuple(new), mode="trilinear", align_corners=False)
+    return resized[0].flatten(1).T.to(table.dtype)
+
+
+def flat_index(coordinates: Tensor, grid: TubeletGrid) -> Tensor:
+    """Row of each `(t, h, w)` of `coordinates (M, 3)` in a table of `grid`: int64 `(M,)`."""
+    t, h, w = coordinates.unbind(-1)
+    return (t * grid.gh + h) * grid.gw + w
+
+
+def gather_positions(table: Tensor, coordinates: Tensor, grid: TubeletGrid) -> Tensor:
+    """The rows of `table (N, D)` at `coordinates (M, 3)`: `(M, D)`."""
+    return F.embedding(flat_index(coordinates, grid), table)
