@@ -1,0 +1,198 @@
+"""Class probabilities for videos nobody has labelled, one video at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from onereel.config import AugmentConfig
+from onereel.data.annotations import Annotations
+from onereel.data.augment import BatchAugment
+from onereel.data.dataset import ClipDataset
+from onereel.errors import ConfigError, DecodeError
+from onereel.evaluation.classification import top_predictions
+from onereel.evaluation.inference import BatchTransform, evaluating, view_probabilities
+from onereel.evaluation.scores import ViewSums
+from onereel.types import Batch, Prediction, Quarantined, SampleKey
+
+if TYPE_CHECKING:
+    from onereel.models.video_model import VideoModel
+    from onereel.video.library import VideoLibrary
+
+Answer = Prediction | Quarantined
+
+
+def predict(
+    model: VideoModel,
+    library: VideoLibrary,
+    videos: Sequence[str],
+    *,
+    class_names: Sequence[str],
+    num_frames: int,
+    size: int,
+    sampling: str = "segment",
+    sampling_rate: int = 4,
+    num_clips: int = 1,
+    num_crops: int = 1,
+    top_k: int = 5,
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    augment: AugmentConfig | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> list[Answer]:
+    """The answers of `iter_predictions` for `videos`, in their order.
+
+    Args:
+        library: where the names in `videos` are looked up.
+        num_frames, size, sampling, sampling_rate: as the model was trained.
+        num_clips, num_crops: views per video, whose probabilities are averaged.
+        augment: of which only mean and std are used; default: ImageNet's.
+    """
+    dataset = ClipDataset(
+        Annotations.of_videos(videos),
+        library,
+        num_frames=num_frames,
+        sampling=sampling,
+        sampling_rate=sampling_rate,
+        size=size,
+        crop="center",
+        crop_scale=(1.0, 1.0),
+        crop_ratio=(1.0, 1.0),
+        seed=seed,
+        training=False,
+        label_names=None,
+        num_clips=num_clips,
+        num_crops=num_crops,
+    )
+    normalise = BatchAugment(augment or AugmentConfig(), None, seed, training=False)
+    return list(
+        iter_predictions(
+            model,
+            dataset,
+            normalise,
+            class_names=class_names,
+            num_views=num_clips * num_crops,
+            top_k=top_k,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    )
+
+
+def iter_predictions(
+    model: VideoModel,
+    dataset: ClipDataset,
+    augment: BatchTransform,
+    *,
+    class_names: Sequence[str],
+    num_views: int,
+    top_k: int = 5,
+    device: torch.device | str = "cpu",
+    precision: str = "auto",
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Iterator[Answer]:
+    """One answer per record of `dataset`, as soon as it is known; memory holds one batch of views.
+
+    A video that cannot be read in one of its views is answered with Quarantined, which names the reason, and the
+    others go on: part of the views would be another, silently worse, test.
+    """
+    device = torch.device(device)
+    for index in range(len(dataset)):
+        path = dataset.annotations.record(index).path
+        sums = ViewSums()
+        keys = [SampleKey(0, index, view) for view in range(num_views)]
+        try:
+            for first in range(0, num_views, batch_size):
+                batch = _read(dataset, keys[first : first + batch_size])
+                with evaluating(model):
+                    probabilities, _ = view_probabilities(
+                        model, augment(batch, device), precision=precision, seed=seed
+                    )
+                sums.add(batch.keys, probabilities)
+        except DecodeError as error:
+            yield Quarantined(path, error.reason, error.frame, where="predict")
+            continue
+        yield top_predictions(path, sums.mean(num_views).probabilities[0], class_names, top_k)
+
+
+def _read(dataset: ClipDataset, keys: list[SampleKey]) -> Batch:
+    clips = torch.stack([dataset[key].clip for key in keys])
+    return Batch(clips=clips, keys=keys, num_clips=len(keys))
+
+
+def exit_code(answers: Iterable[Answer]) -> int:
+    """0 when every video was answered, 1 when at least one could not be read."""
+    return int(any(isinstance(answer, Quarantined) for answer in answers))
+
+
+def write_predictions(
+    answers: Sequence[Answer], path: str | Path, true_labels: Sequence[str] | None = None
+) -> None:
+    """Write answers to a `.json` or `.csv` file, one entry or row per video, with an `error` where there is one.
+
+    Args:
+        true_labels: the right class of each answer, written beside it.
+
+    Raises ConfigError for another suffix, before anything is written.
+    """
+    path = Path(path)
+    rows = [_row(answer) for answer in answers]
+    if true_labels is not None:
+        rows = [{**row, "true_label": label} for row, label in zip(rows, true_labels, strict=True)]
+    if path.suffix.lower() == ".json":
+        text = json.dumps(rows, indent=2) + "\n"
+    elif path.suffix.lower() == ".csv":
+        text = _csv_text(rows)
+    else:
+        raise ConfigError(f"{path}: predictions are written as .json or .csv, not {path.suffix!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+def _row(answer: Answer) -> dict[str, Any]:
+    if isinstance(answer, Quarantined):
+        return {
+            "video": answer.path,
+            "labels": [],
+            "probabilities": [],
+            "error": answer.reason
+            if answer.frame is None
+            else f"frame {answer.frame}: {answer.reason}",
+        }
+    return {
+        "video": answer.video,
+        "labels": list(answer.labels),
+        "probabilities": list(answer.probabilities),
+        "error": None,
+    }
+
+
+def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Columns video, [true_label,] label_1, probability_1, label_2, ..., error."""
+    ranks = range(1, 1 + max((len(row["labels"]) for row in rows), default=0))
+    known = ["true_label"] if rows and "true_label" in rows[0] else []
+    columns = ["video", *known]
+    columns += [name for rank in ranks for name in (f"label_{rank}", f"probability_{rank}")]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*columns, "error"], restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells = {"video": row["video"], "error": row["error"] or ""}
+        cells |= {name: row[name] for name in known}
+        for rank, label, probability in zip(ranks, row["labels"], row["probabilities"]):
+            cells |= {f"label_{rank}": label, f"probability_{rank}": f"{probability:.6g}"}
+        writer.writerow(cells)
+    return out.getvalue()

@@ -1,0 +1,269 @@
+"""Evaluation against brute force and scikit-learn, over views, batches and processes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    recall_score,
+    top_k_accuracy_score,
+)
+from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from onereel.errors import DataError, DecodeError, OnereelError
+from onereel.evaluation.classification import ClassificationResult, evaluate_classification
+from onereel.evaluation.predict import write_predictions
+from onereel.types import Batch, SampleKey
+
+
+class FakeModel(nn.Module):
+    """Reads the logits off the clip's first row; keeps as many tokens as the clip's last pixel says, of 8."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(
+        self, clips: Tensor, scoring_clips: object = None, generators: object = None
+    ) -> object:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        lengths = tuple(int(n) for n in clips[:, 0, 0, -1, -1].tolist())
+        logits = clips[:, 0, 0, 0, : self.num_classes]
+        return SimpleNamespace(logits=logits, lengths=lengths, num_dense_tokens=8)
+
+    def macs(self, lengths: tuple[int, ...]) -> int:
+        return sum(100 * n for n in lengths)
+
+
+class FakeLoader:
+    """Views of `logits` `(V, views, K)` dealt to ranks as ClipLoader deals them: batch j of rank r is j*world + r."""
+
+    def __init__(
+        self,
+        logits: Tensor,
+        labels: Tensor | None,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        broken: int | None = None,
+    ) -> None:
+        self.logits, self.labels, self.broken = logits, labels, broken
+        keys = [SampleKey(0, i, v) for i in range(len(logits)) for v in range(logits.shape[1])]
+        parts = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+        self.parts = parts[rank::world_size]
+        self.num_batches = len(self.parts)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for keys in self.parts[start:]:
+            if any(key.index == self.broken for key in keys):
+                raise DecodeError("bad.mp4", "truncated", 3)
+            clips = torch.zeros(len(keys), 1, 3, 2, max(8, self.logits.shape[2]))
+            for clip, key in zip(clips, keys):
+                clip[0, 0, 0, : self.logits.shape[2]] = self.logits[key.index, key.view]
+                clip[0, 0, -1, -1] = 1 + key.index % 8
+            labels = None
+            if self.labels is not None:
+                labels = self.labels[[key.index for key in keys]]
+            yield Batch(clips, list(keys), labels=labels, num_clips=len(keys))
+
+
+def identity(batch: Batch, device: torch.device) -> Batch:
+    return batch
+
+
+def evaluate(
+    loader: FakeLoader, num_classes: int, num_views: int = 1, **options: object
+) -> ClassificationResult:
+    return evaluate_classification(
+        FakeModel(num_classes),
+        loader,
+        identity,
+        class_names=[f"class {k}" for k in range(num_classes)],
+        device="cpu",
+        num_views=num_views,
+        **options,
+    )
+
+
+def case(num_videos: int, num_views: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(num_videos, num_views, num_classes, generator=generator) * 2
+    return logits, torch.randint(num_classes, (num_videos,), generator=generator)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    num_videos=st.integers(1, 30),
+    num_views=st.integers(1, 4),
+    num_classes=st.integers(1, 9),
+    batch_size=st.integers(1, 7),
+    seed=st.integers(0, 1000),
+)
+def test_equals_brute_force(
+    num_videos: int, num_views: int, num_classes: int, batch_size: int, seed: int
+) -> None:
+    logits, labels = case(num_videos, num_views, num_classes, seed)
+    result = evaluate(FakeLoader(logits, labels, batch_size), num_classes, num_views)
+    top1 = top5 = 0
+    confusion = np.zeros((num_classes, num_classes), int)
+    for video, label in zip(logits, labels.tolist()):
+        mean = sum(row.softmax(-1).double() for row in video) / num_views
+        ranking = sorted(range(num_classes), key=lambda k: -mean[k].item())
+        top1 += ranking[0] == label
+        top5 += label in ranking[:5]
+        confusion[label, ranking[0]] += 1
+    assert result.top1 == pytest.approx(top1 / num_videos)
+    assert result.top5 == pytest.approx(top5 / num_videos)
+    assert (result.confusion_matrix() == confusion).all()
+    assert result.num_videos == num_videos
+    assert result.class_counts == tuple(confusion.sum(1))
+    kept = [1 + i % 8 for i in range(num_videos)]
+    assert result.kept_ratio == pytest.approx(sum(kept) / (8 * num_videos))
+    assert result.macs_per_view == pytest.approx(100 * sum(kept) / num_videos)
+    assert result.gflops_per_view == pytest.approx(2e-9 * result.macs_per_view)
+
+
+def test_equals_scikit_learn_and_torchmetrics() -> None:
+    logits, labels = case(num_videos=200, num_views=1, num_classes=7)
+    result = evaluate(FakeLoader(logits, labels, 16), 7)
+    scores, guesses = logits[:, 0].softmax(-1).numpy(), logits[:, 0].argmax(-1).numpy()
+    assert result.top5 == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
+    assert result.mean_class_accuracy == pytest.approx(balanced_accuracy_score(labels, guesses))
+    assert result.class_accuracy == pytest.approx(recall_score(labels, guesses, average=None))
+    assert (result.confusion_matrix() == confusion_matrix(labels, guesses)).all()
+    for top_k, mine in ((1, result.top1), (5, result.top5)):
+        theirs = multiclass_accuracy(
+            torch.from_numpy(scores), labels, num_classes=7, average="micro", top_k=top_k
+        )
+        assert mine == pytest.approx(theirs.item())
+
+
+def test_ties_go_to_the_class_that_comes_first() -> None:
+    result = evaluate(FakeLoader(torch.zeros(8, 1, 8), torch.arange(8), 3), 8)
+    assert (result.top1, result.top5) == (1 / 8, 5 / 8)
+    assert {guess for _, guess, _ in result.confusion} == {0}
+
+
+def test_a_class_without_videos_has_no_accuracy_and_does_not_count() -> None:
+    logits = torch.eye(3)[:, None] * 9
+    result = evaluate(FakeLoader(logits, torch.tensor([0, 1, 0]), 2), 3)
+    assert result.class_accuracy == (0.5, 1.0, None)
+    assert result.mean_class_accuracy == pytest.approx(0.75)
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    logits, labels = case(num_videos=9, num_views=2, num_classes=4)
+    result = evaluate(FakeLoader(logits, labels, 4), 4, 2)
+    path = tmp_path / "eval" / "val.json"
+    result.save(path)
+    assert ClassificationResult.load(path) == result
+    assert json.loads(path.read_text())["gflops_per_view"] == result.gflops_per_view
+    assert list(path.parent.iterdir()) == [path]
+    for text in ("{}", "[]", "{"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="not an evaluation"):
+            ClassificationResult.load(path)
+
+
+def test_text_names_views_and_flops() -> None:
+    logits, labels = case(num_videos=9, num_views=2, num_classes=4)
+    text = str(evaluate(FakeLoader(logits, labels, 4), 4, 2))
+    assert "9 videos" in text
+    assert "× 2 views" in text
+
+
+def test_per_video_answers_can_be_written(tmp_path: Path) -> None:
+    logits = torch.tensor([[[3.0, 0, 0]], [[0, 1.0, 0.5]]])
+    result = evaluate(FakeLoader(logits, torch.tensor([0, 2]), 2), 3)
+    answers = result.predictions(["a.mp4", "b.mp4"], top_k=2)
+    assert [a.labels for a in answers] == [("class 0", "class 1"), ("class 1", "class 2")]
+    write_predictions(answers, tmp_path / "p.csv", true_labels=["class 0", "class 2"])
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    assert lines[0] == "video,true_label,label_1,probability_1,label_2,probability_2,error"
+    assert lines[2].startswith("b.mp4,class 2,class 1,0.")
+
+
+def test_errors_name_the_sample() -> None:
+    logits, labels = case(num_videos=4, num_views=1, num_classes=3)
+    with pytest.raises(DataError, match="sample 0 has no class"):
+        evaluate(FakeLoader(logits, None, 2), 3)
+    with pytest.raises(DataError, match="sample 1 has no class"):
+        evaluate(FakeLoader(logits, torch.tensor([0, 3, 1, 1]), 2), 3)
+    with pytest.raises(DataError, match="views"):
+        evaluate(FakeLoader(logits, labels, 2), 3, num_views=2)
+    with pytest.raises(DecodeError, match=r"bad\.mp4, frame 3"):
+        evaluate(FakeLoader(logits, labels, 2, broken=2), 3)
+    logits[3, 0, 1] = float("nan")
+    with pytest.raises(OnereelError, match="sample 3, view 0 is not finite"):
+        evaluate(FakeLoader(logits, labels, 2), 3)
+
+
+def test_the_model_gets_its_mode_back_and_progress_is_told() -> None:
+    logits, labels = case(num_videos=5, num_views=1, num_classes=3)
+    told: list[tuple[int, int]] = []
+    model = FakeModel(3).train()
+    evaluate_classification(
+        model,
+        FakeLoader(logits, labels, 2),
+        identity,
+        class_names="abc",
+        device="cpu",
+        on_batch=lambda done, total: told.append((done, total)),
+    )
+    assert model.training
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def run_rank(rank: int, world_size: int, port: int) -> None:
+    """What each process of the test below does; prints one line of JSON."""
+    torch.set_num_threads(1)
+    address = f"tcp://localhost:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
+    logits, labels = case(num_videos=11, num_views=3, num_classes=6)
+    result = evaluate(FakeLoader(logits, labels, 2, rank, world_size), 6, 3)
+    try:
+        evaluate(FakeLoader(logits, labels, 2, rank, world_size, broken=4), 6, 3)
+    except DecodeError as error:
+        print(json.dumps({"result": result.to_dict(), "error": str(error)}))
+    dist.destroy_process_group()
+
+
+def test_two_processes_count_as_one_and_fail_as_one() -> None:
+    port, measured = str(free_port()), ("seconds", "clips_per_second", "data_wait")
+    processes = [
+        subprocess.Popen([sys.executable, __file__, str(rank), "2", port], stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    logits, labels = case(num_videos=11, num_views=3, num_classes=6)
+    alone = evaluate(FakeLoader(logits, labels, 5), 6, 3).to_dict()
+    for process in processes:
+        told = json.loads(process.communicate(timeout=120)[0])
+        assert told["error"] == "bad.mp4, frame 3: truncated"
+        for name in alone.keys() - set(measured):
+            assert told["result"][name] == alone[name], name
+
+
+if __name__ == "__main__":
+    run_rank(*map(int, sys.argv[1:]))
