@@ -1,0 +1,127 @@
+"""CSV with a header: `path,label` or `path,caption[,start,end]`, in any order; further columns are kept."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
+
+from onereel.errors import DataError, did_you_mean
+
+REQUIRED_CELLS = ("path", "label", "caption")
+# Seconds ("12.5"), mm:ss or hh:mm:ss, as EPIC-KITCHENS writes them ("00:00:01.89").
+TIME = r"^(?:(?:(?P<hours>\d+):)?(?P<minutes>\d+):)?(?P<seconds>\d+(?:\.\d*)?)$"
+
+
+def read_header(path: Path) -> list[str]:
+    """The cells of the first line, stripped; empty for an empty file."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        return [cell.strip() for cell in next(csv.reader(file), [])]
+
+
+def read_csv(path: Path) -> pa.Table:
+    """All rows of the file: known columns trimmed and checked, start and end as float64 seconds (null where empty).
+
+    Raises DataError naming file, line, what is allowed and the remedy.
+    """
+    header = _checked_header(path)
+    try:
+        table = arrow_csv.read_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(column_names=header, skip_rows=1),
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise DataError(_row_problem(path, header, str(error))) from error
+    for name in (*REQUIRED_CELLS, "start", "end"):
+        if name in header:
+            trimmed = pc.utf8_trim_whitespace(table[name])
+            table = table.set_column(header.index(name), name, trimmed)
+    for name in REQUIRED_CELLS:
+        if name in header:
+            _require(path, pc.not_equal(table[name], ""), f"the {name} is empty; fill it in")
+    for name in ("start", "end"):
+        if name in header:
+            table = table.set_column(header.index(name), name, _seconds(path, table[name], name))
+    if "start" in header and "end" in header:
+        ordered = pc.fill_null(pc.less(table["start"], table["end"]), True)
+        _require(path, ordered, "end must be after start")
+    return table
+
+
+def line_of(path: Path, row: int) -> int:
+    """Line, from 1, on which data row `row`, from 0, ends (quoted cells may hold line breaks)."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file)
+        next(reader)
+        filled = (reader.line_num for cells in reader if cells)
+        for _ in range(row):
+            next(filled)
+        return next(filled)
+
+
+def _checked_header(path: Path) -> list[str]:
+    header = read_header(path)
+    if "path" not in header:
+        raise DataError(
+            f"{path}, line 1: no column 'path' among {', '.join(header)}.{did_you_mean('path', header)} "
+            "The first line of a CSV names its columns: path,label or path,caption[,start,end]"
+        )
+    if "label" not in header and "caption" not in header:
+        raise DataError(
+            f"{path}, line 1: neither a column 'label' nor 'caption' among {', '.join(header)}."
+            f"{did_you_mean('label', header)} Name the class column label, or the text column caption"
+        )
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}, line 1: column {repeated[0]!r} occurs twice; rename one of them")
+    return header
+
+
+def _row_problem(path: Path, header: list[str], arrow_message: str) -> str:
+    """What is wrong with a file that Arrow refused, found again row by row."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            for cells in reader:
+                if cells and len(cells) != len(header):
+                    return (
+                        f"{path}, line {reader.line_num}: {len(cells)} cells, but the header names {len(header)}; "
+                        'put quotes around a cell that holds a comma: "a, b"'
+                    )
+    except UnicodeDecodeError as error:
+        return f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+    return f"{path}: {arrow_message}"
+
+
+def _seconds(path: Path, cells: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """float64 seconds of cells such as 12.5, 01:02.5 or 00:01:02.5; null where the cell is empty."""
+    empty = pc.equal(cells, "")
+    parts = pc.extract_regex(cells, TIME)
+    valid = pc.or_(empty, pc.is_valid(parts))
+    _require(
+        path, valid, f"{name} must be seconds (12.5) or hh:mm:ss.xx (00:00:12.5), or empty", cells
+    )
+
+    def number(part: str) -> pa.ChunkedArray:
+        text = pc.struct_field(parts, part)
+        return pc.cast(pc.if_else(pc.equal(text, ""), "0", text), pa.float64())
+
+    minutes = pc.add(pc.multiply(number("hours"), 60.0), number("minutes"))
+    return pc.add(pc.multiply(minutes, 60.0), number("seconds"))
+
+
+def _require(
+    path: Path, good: pa.ChunkedArray, message: str, cells: pa.ChunkedArray | None = None
+) -> None:
+    """Raise DataError for the first row where `good` is false."""
+    row = pc.index(good, False).as_py()
+    if row >= 0:
+        given = "" if cells is None else f"{cells[row].as_py()!r}: "
+        raise DataError(f"{path}, line {line_of(path, row)}: {given}{message}")
