@@ -1,0 +1,135 @@
+"""Checkpoints: written whole or not at all, read back with `weights_only=True`.
+
+A checkpoint is a dictionary of plain containers and tensors:
+    model         state of the objective (its model's weights under `model.`)
+    optimizer     state of the optimiser
+    ema           moving averages by parameter name, or None
+    step          optimiser steps done
+    epoch         step // steps_per_epoch;   position: steps done within that epoch
+    steps_per_epoch, global_batch_size       what the order of samples depends on
+    best          best value of the metric that evaluations are judged by, or None
+    meter         sums of the log window that was open
+    config        the run's config as nested dictionaries
+    class_names   list of class names
+    versions      versions of what the result depends on
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from onereel.errors import OnereelError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "step_{:08d}.pt"
+
+
+class CheckpointError(OnereelError, RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+def save_checkpoint(run: Path, state: dict[str, Any], keep: int) -> Path:
+    """Write `state` as `checkpoints/step_XXXXXXXX.pt` and remove all but the `keep` newest.
+
+    The file is written aside, flushed to the disk and renamed, so that a crash at any moment leaves either all of it
+    or nothing.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the partial file is gone and older checkpoints stay.
+    """
+    path = run / "checkpoints" / FORMAT.format(state["step"])
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            _write(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports some failed writes as RuntimeError
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"checkpoint {path} could not be written: {error}. Checkpoints before it are untouched; "
+            "free disk space."
+        ) from error
+    for old in list_checkpoints(run)[: -max(1, keep)]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted((Path(run) / "checkpoints").glob("step_*.pt"))
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state in one file, on the CPU, every byte checked.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, damaged, or not a checkpoint.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"checkpoint {path} is damaged: checksum of {damaged} differs")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
+    if not isinstance(state, dict) or "model" not in state:
+        raise CheckpointError(f"{path} is not a onereel checkpoint")
+    return state
+
+
+def latest_valid(run: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that can be read, and its state; a damaged one is named in the log and passed over.
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    paths = list_checkpoints(run)
+    for path in reversed(paths):
+        try:
+            return path, load_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s; using the one before it", error)
+    what = f"none of its {len(paths)} checkpoints can be read" if paths else "it has no checkpoint"
+    raise CheckpointError(f"{run} cannot be used: {what}. Start the run again with --overwrite.")
+
+
+def resume_state(run: str | Path) -> dict[str, Any] | None:
+    """What `fit(resume=…)` continues from; None where the run stopped before its first checkpoint was written.
+
+    Raises:
+        CheckpointError: there are checkpoints and none can be read.
+    """
+    for partial in (Path(run) / "checkpoints").glob(".step_*.partial"):
+        partial.unlink(missing_ok=True)
+    if not list_checkpoints(run):
+        logger.warning("%s has no checkpoint yet; starting from step 0", run)
+        return None
+    return latest_valid(run)[1]
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    torch.save(state, file)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename durable, where folders can be synchronised (POSIX)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,128 @@
+"""One process or many: everything here also works without a launcher, and then does nothing.
+
+Processes are started by `torchrun --nproc-per-node N`; gloo joins them on CPU, NCCL on CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from onereel.errors import ConfigError, OnereelError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `world_size`, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+@contextmanager
+def distributed(device: str = "auto") -> Iterator[World]:
+    """Join the processes that torchrun started, if it did, and leave them at the end of the block.
+
+    Args:
+        device: auto (CUDA where there is one), cpu, cuda or cuda:1. Under torchrun each process takes the CUDA
+            device of its local rank.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there, or there are more processes than devices.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")) if world_size > 1 else None)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        dist.init_process_group("nccl", device_id=chosen)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield World(dist.get_rank(), world_size, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def pick_device(device: str, local_rank: int | None = None) -> torch.device:
+    """The device that `device` names; `local_rank` overrides the number of a CUDA device."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not device.startswith("cuda"):
+        return torch.device(device)
+    if not torch.cuda.is_available():
+        raise ConfigError(f"train.device is {device!r} but no CUDA device is usable; allowed: cpu")
+    number = int(device.partition(":")[2] or 0) if local_rank is None else local_rank
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"CUDA device {number} was asked for and there are {torch.cuda.device_count()}; "
+            "lower train.device or torchrun's --nproc-per-node"
+        )
+    return torch.device("cuda", number)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the one process that writes files and prints."""
+    return rank() == 0
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum of `values` over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """`value` of every process, by rank, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def run_on_main(function: Callable[[], Any]) -> Any:
+    """Run `function` on the main process and give its result, or its OnereelError, to every process."""
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = function()
+        except OnereelError as error:
+            outcome[1] = error
+    if dist.is_initialized():
+        dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module wrapped so that gradients are averaged over processes; the module itself where there is one."""
+    if not dist.is_initialized():
+        return module
+    return nn.parallel.DistributedDataParallel(
+        module,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )

@@ -1,0 +1,104 @@
+"""The folder of a run: what lies in it, and who may write into it.
+
+`config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `quarantine.csv`, `report.html`, `eval/`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from onereel.config import RunConfig, from_json, to_json
+from onereel.errors import ConfigError
+
+CONTENTS = ("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html")
+FOLDERS = ("tensorboard", "checkpoints", "eval")
+
+
+def create_run(
+    out: str | Path, config: RunConfig, *, overwrite: bool = False, resume: bool = False
+) -> Path:
+    """Make the folder and write `config.json` and `versions.json` into it; the folder's path is the answer.
+
+    With `overwrite` the files of the run that was there are removed (those of a run, no others); with `resume` they
+    stay, and so does its `config.json`.
+
+    Raises:
+        ConfigError: the folder holds a run and neither option is given, or is a file.
+    """
+    run = Path(out)
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run} is a file; give the path of a folder")
+    if holds_run(run):
+        if resume:
+            return run
+        if not overwrite:
+            raise ConfigError(
+                f"{run} already holds a run. Continue it with --resume {run}, replace it with --overwrite, "
+                "or give another folder."
+            )
+        _remove_run(run)
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    write_atomically(run / "config.json", to_json(config))
+    return run
+
+
+def holds_run(run: str | Path) -> bool:
+    """Whether the folder holds a run, finished or not."""
+    return (Path(run) / "config.json").exists() or any(Path(run).glob("checkpoints/*.pt"))
+
+
+def read_config(run: str | Path) -> RunConfig:
+    """The config that the run was started with.
+
+    Raises:
+        ConfigError: there is no run in the folder.
+    """
+    path = Path(run) / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{run} holds no run: there is no config.json in it")
+    return from_json(path.read_text())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, and the git commit of this code where it runs from a checkout."""
+    names = ("onereel", "torch", "numpy", "av")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {**found, "python": platform.python_version(), "git_commit": _git_commit()}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the file, then rename: readers see the old text or the new, never half of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _git_commit() -> str:
+    """The commit, or "" where this file is not one that the surrounding repository tracks."""
+    here = Path(__file__)
+    command = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.split()[0] if answer.returncode == 0 else ""
+
+
+def _remove_run(run: Path) -> None:
+    for name in CONTENTS:
+        (run / name).unlink(missing_ok=True)
+    for name in FOLDERS:
+        shutil.rmtree(run / name, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""Everything that changes while a run goes on, and so belongs in a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from onereel.errors import ConfigError
+from onereel.training.ema import Ema
+from onereel.training.meters import Meter
+from onereel.training.plan import StepPlan
+
+
+@dataclass
+class TrainState:
+    """The run after `step` optimiser steps; `best` is the best evaluation so far, None before the first."""
+
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    meter: Meter
+    plan: StepPlan
+    step: int = 0
+    best: float | None = None
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return self.step / self.plan.steps_per_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors (not copies), as `checkpoint.py` lists them."""
+        return {
+            "model": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "step": self.step,
+            "epoch": self.step // self.plan.steps_per_epoch,
+            "position": self.step % self.plan.steps_per_epoch,
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "global_batch_size": self.plan.global_batch_size,
+            "best": self.best,
+            "meter": dict(self.meter.sums),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`.
+
+        Raises:
+            ConfigError: steps now take another number of clips, or epochs another number of steps, so the run
+                could not go on as it began.
+        """
+        for name in ("steps_per_epoch", "global_batch_size"):
+            now, then = getattr(self.plan, name), state[name]
+            if now != then:
+                raise ConfigError(
+                    f"the run cannot be resumed: its {name} was {then} and would be {now}. Use the same data, and "
+                    "choose train.batch_size_per_device, train.accum_steps and the number of devices so that "
+                    "their product is what it was."
+                )
+        self.objective.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.step, self.best = state["step"], state["best"]
+        self.meter.sums = dict(state["meter"])

@@ -1,0 +1,190 @@
+"""One optimiser step: micro-batches in, updated weights and a few sums out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from onereel.config import RunConfig
+from onereel.errors import OnereelError
+from onereel.seeding import stable_seed
+from onereel.training.distributed import (
+    all_reduce_sum,
+    data_parallel,
+    gather_objects,
+    rank,
+    world_size,
+)
+from onereel.training.optim import set_lr
+from onereel.training.state import TrainState
+from onereel.types import Batch, SampleKey
+
+Augment = Callable[[Batch, torch.device], Batch]
+
+MAX_KEYS_NAMED = 32
+
+
+class NonFiniteError(OnereelError, ArithmeticError):
+    """The loss or the gradient of a step is NaN or infinite."""
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """bfloat16 or float32 for `train.precision`; auto is bfloat16 on CUDA."""
+    half = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if half else torch.float32
+
+
+@dataclass
+class StepResult:
+    """What a step did. Its numbers are on their way to the host; `read` waits for them.
+
+    Attributes:
+        step: steps done, this one included.
+        epoch: the epoch its samples belong to.
+        names: of `values`.
+        values: float64, on the host: sums over the clips of all processes, and the gradient's norm.
+        losses: of each micro-step of this process.
+        keys: of the samples of each micro-step of this process.
+        arrived: fires when `values` is there; None on CPU, where it is there at once.
+    """
+
+    step: int
+    epoch: int
+    names: list[str]
+    values: Tensor
+    losses: list[Tensor]
+    keys: list[list[SampleKey]]
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> dict[str, float]:
+        """The values by name.
+
+        Raises:
+            NonFiniteError: one of them is NaN or infinite. Values are the same on all processes, so all raise.
+        """
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        values = dict(zip(self.names, self.values.tolist(), strict=True))
+        if not all(map(math.isfinite, values.values())):
+            raise NonFiniteError(
+                f"loss or gradient is not finite at step {self.step}, epoch {self.epoch}: loss sum "
+                f"{values['loss']}, gradient norm {values['grad_norm']}, from {self._suspects()}. The checkpoints "
+                "of this run are from before. Lower optim.lr or set optim.clip_grad_norm, and --resume."
+            )
+        return values
+
+    def _suspects(self) -> str:
+        """Keys of the micro-batches whose loss is not finite, of all processes; all keys where there is none."""
+        bad = [i for i, loss in enumerate(self.losses) if not math.isfinite(loss.item())]
+        mine = [key for i in bad or range(len(self.keys)) for key in self.keys[i]]
+        everyones = gather_objects((bool(bad), mine))
+        anyone_bad = any(is_bad for is_bad, _ in everyones)
+        keys = [key for is_bad, keys in everyones if is_bad or not anyone_bad for key in keys]
+        more = f" and {len(keys) - MAX_KEYS_NAMED} more" if len(keys) > MAX_KEYS_NAMED else ""
+        return ", ".join(map(str, keys[:MAX_KEYS_NAMED])) + more
+
+
+class TrainStep:
+    """Runs optimiser steps of `accum_steps` micro-steps each.
+
+    The gradient is that of the mean loss over all clips of the step: every micro-step's mean is weighted by its
+    number of clips, and the sum divided by the number on all processes, so that samples that could not be read
+    bias nothing and accumulation, processes and one big batch agree.
+
+    Random numbers inside the model (dropout, drop path) are a function of the seed, the step and the number of the
+    micro-batch within it, counted over all processes as the loader counts; no random state is kept.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        augment: Augment,
+        config: RunConfig,
+        device: torch.device,
+    ) -> None:
+        self.model = data_parallel(objective, device)
+        self.keep_gradients_here: Callable[[], AbstractContextManager] = nullcontext
+        if isinstance(self.model, DistributedDataParallel):
+            self.keep_gradients_here = self.model.no_sync
+        self.optimizer = optimizer
+        self.augment = augment
+        self.device = device
+        self.dtype = compute_dtype(config.train.precision, device)
+        self.accum_steps = config.train.accum_steps
+        self.max_norm = config.optim.clip_grad_norm
+        self.seed = config.seed
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+
+    def __call__(
+        self, state: TrainState, lr: float, batches: Iterator[Batch], stop_requested: bool
+    ) -> StepResult:
+        """Take the step after `state.step` at rate `lr` with the next micro-batches; `state.step` is left alone."""
+        set_lr(self.optimizer, lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        totals, losses, keys = torch.zeros((), dtype=torch.float64, device=self.device), [], []
+        for micro in range(self.accum_steps):
+            batch = state.meter.next_batch(batches)
+            number = micro * world_size() + rank()
+            torch.manual_seed(stable_seed(self.seed, "step", state.step, number))
+            outputs = self._forward_backward(batch, is_last=micro == self.accum_steps - 1)
+            state.meter.count(batch.num_clips, outputs.pop("stats"))
+            totals = totals + self._sums(batch, outputs)
+            losses.append(outputs["loss"].detach())
+            keys.append(batch.keys)
+        totals = torch.cat([totals, self._on_device(float(stop_requested))])
+        norm = self._update(all_reduce_sum(totals)[0])
+        values = torch.cat([totals, norm.double().reshape(1)]).to("cpu", non_blocking=True)
+        names = ["num_clips", "num_failed", *outputs, "stop", "grad_norm"]
+        step, epoch = state.step + 1, int(state.epoch)
+        return StepResult(step, epoch, names, values, losses, keys, self._mark())
+
+    def _forward_backward(self, batch: Batch, is_last: bool) -> dict[str, Any]:
+        """Outputs of the objective; gradients of the loss summed over clips are added to the parameters'."""
+        exchange = nullcontext if is_last else self.keep_gradients_here
+        batch = self.augment(batch, self.device)
+        with exchange():
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                outputs = self.model(batch)
+            (outputs["loss"] * batch.num_clips).backward()
+        return outputs
+
+    def _sums(self, batch: Batch, outputs: dict[str, Any]) -> Tensor:
+        """Clips, failed samples, and each output summed over the clips: float64, in the order of `names`."""
+        counts = self._on_device(batch.num_clips, batch.num_failed)
+        means = torch.stack([value.detach() for value in outputs.values()]).double()
+        return torch.cat([counts, means * batch.num_clips])
+
+    def _update(self, num_clips: Tensor) -> Tensor:
+        """Turn the summed gradients into those of the mean, clip them and step; their norm before clipping."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        # DDP has divided by the number of processes.
+        scale = (world_size() / num_clips.clamp(min=1)).to(gradients[0].dtype)
+        torch._foreach_mul_(gradients, scale)
+        norm = get_total_norm(gradients)
+        if self.max_norm > 0:
+            clip_grads_with_norm_(self.parameters, self.max_norm, norm)
+        self.optimizer.step()
+        return norm
+
+    def _on_device(self, *values: float) -> Tensor:
+        """Host numbers as a float64 vector, by fills: a copy from the host would wait for the device."""
+        fills = [
+            torch.full((1,), value, dtype=torch.float64, device=self.device) for value in values
+        ]
+        return torch.cat(fills)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
