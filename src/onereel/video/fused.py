@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import av
 from torch import Tensor
 
+from onereel.errors import DecodeError
 from onereel.types import CropBox
-from onereel.video.decode import ReferenceDecoder, VideoFile
+from onereel.video.decode import VideoFile, check_request
+from onereel.video.index import PacketIndex, build_packet_index
+from onereel.video.packets import addressed_packets, check_unchanged, demuxed_packets
+from onereel.video.scale import Canvas, ScalerCache
+from onereel.video.spans import Span, plan_spans, widen_span
+
+_KEPT_CONTEXTS = 16
+# "explode": a damaged packet is an error, never a guess. "strict": frames of streams that do not say how far they are
+# reordered wait for one another as long as the standard allows, so that a skipped packet cannot cost another frame.
+_OPTIONS = {"err_detect": "explode", "strict": "strict"}
 
 
 class FusedDecoder:
-    """The fast decoder. Same results as `ReferenceDecoder` before scaling.
+    """The fast decoder: bit for bit what `ReferenceDecoder` reads, until pixels are scaled.
 
     Args:
         timeout_seconds: how long one clip may take; a decode that stalls raises DecodeError.
+        direct: False = scale through PyAV's filter graphs even where swscale can be called directly.
     """
 
-    def __init__(self, timeout_seconds: float = 30.0) -> None:
-        self.timeout_seconds = timeout_seconds
+    def __init__(self, timeout_seconds: float = 30.0, direct: bool = True) -> None:
+        self.timeout_seconds, self.direct = timeout_seconds, direct
+        self._contexts, self._scalers = _ContextCache(), ScalerCache()
+
+    def __reduce__(self) -> tuple[type, tuple[float, bool]]:
+        return type(self), (self.timeout_seconds, self.direct)
 
     def read(
         self,
@@ -28,4 +51,124 @@ class FusedDecoder:
         size: tuple[int, int] | None,
     ) -> Tensor:
         """See `Decoder.read`."""
-        return ReferenceDecoder().read(source, frame_indices, crop, size)
+        deadline = time.monotonic() + self.timeout_seconds
+        index = source.index or build_packet_index(source.path, source.stream)
+        check_request(source.path, index, frame_indices, crop)
+        canvas = Canvas(self._scalers, index, len(frame_indices), crop, size, self.direct)
+        clip = _Clip(source.path, index, canvas, deadline)
+        with _opened(source.path, index) as file:
+            for span in plan_spans(index, frame_indices):
+                self._draw(clip, span, file)
+        return canvas.finish()
+
+    def _draw(self, clip: _Clip, span: Span, file: int) -> None:
+        """Decode a span onto the canvas, from as far back as it takes."""
+        wider: Span | None = span
+        while wider is not None:
+            missing = self._draw_once(clip, wider, file)
+            if not missing:
+                return
+            span, wider = wider, widen_span(clip.index, wider, missing)
+        raise clip.error("the decoder did not give this frame", missing)
+
+    def _draw_once(self, clip: _Clip, span: Span, file: int) -> set[int]:
+        """Decode a span onto the canvas; the wanted packets whose frames did not come are returned."""
+        index = clip.index
+        if index.addressable:
+            context = self._contexts.get(index)
+            packets = addressed_packets(clip.path, file, index, span.rows)
+            return clip.decode(context, packets, span)
+        seconds_left = max(clip.deadline - time.monotonic(), 0.001)
+        with av.open(clip.path, timeout=seconds_left) as container:
+            context = _prepared(container.streams[index.stream].codec_context)
+            return clip.decode(
+                context, demuxed_packets(clip.path, container, index, span.rows), span
+            )
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """One call of `read`."""
+
+    path: str
+    index: PacketIndex
+    canvas: Canvas
+    deadline: float
+
+    def decode(self, context: Any, packets: Iterable[tuple[int, Any]], span: Span) -> set[int]:
+        """Feed packets, draw the wanted frames; returns the packets whose frames are missing."""
+        missing = set(span.wanted)
+        first_rank = self.index.rank[span.rows[0]]
+        try:
+            for row, packet in packets:
+                if time.monotonic() > self.deadline:
+                    raise self.error("took longer than the time limit of one clip", missing)
+                try:
+                    frames = context.decode(packet)
+                except av.FFmpegError:
+                    # Frames shown before an open group's key frame refer to the group before, which was not decoded.
+                    if self.index.rank[row] > first_rank or row == span.rows[0]:
+                        raise
+                    continue
+                self._draw(frames, span, missing)
+            self._draw(context.decode(None), span, missing)
+        except av.FFmpegError as error:
+            raise self.error(f"corrupt ({error.strerror})", missing) from error
+        finally:
+            context.flush_buffers()
+        return missing
+
+    def _draw(self, frames: list[Any], span: Span, missing: set[int]) -> None:
+        for frame in frames:
+            row = frame.pts
+            if row not in missing:
+                continue
+            if frame.is_corrupt:
+                raise self.error("corrupt (the decoder marks it so)", [row])
+            if (frame.width, frame.height) != (self.index.width, self.index.height):
+                given = f"{frame.width}x{frame.height}"
+                raise self.error(f"the frame size changes to {given} in mid-stream", [row])
+            self.canvas.draw(span.wanted[row], frame)
+            missing.remove(row)
+
+    def error(self, reason: str, rows: Iterable[int]) -> DecodeError:
+        return DecodeError(self.path, reason, min(int(self.index.rank[row]) for row in rows))
+
+
+@contextmanager
+def _opened(path: str, index: PacketIndex) -> Iterator[int]:
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DecodeError(path, f"cannot be opened ({error.strerror})") from error
+    try:
+        check_unchanged(path, index, os.fstat(file))
+        yield file
+    finally:
+        os.close(file)
+
+
+class _ContextCache(threading.local):
+    """Decoders of this thread by stream header: opening one costs as much as decoding a small frame."""
+
+    def __init__(self) -> None:
+        self.contexts: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
+
+    def get(self, index: PacketIndex) -> Any:
+        key = (index.codec, index.extradata)
+        context = self.contexts.get(key)
+        if context is None:
+            context = av.CodecContext.create(index.codec, "r")
+            if index.extradata:
+                context.extradata = index.extradata
+            context = self.contexts[key] = _prepared(context)
+            if len(self.contexts) > _KEPT_CONTEXTS:
+                self.contexts.popitem(last=False)
+        else:
+            self.contexts.move_to_end(key)
+        return context
+
+
+def _prepared(context: Any) -> Any:
+    context.thread_count, context.thread_type, context.options = 1, "NONE", _OPTIONS
+    return context

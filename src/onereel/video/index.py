@@ -25,6 +25,7 @@ ONE_FRAME_PER_PACKET = frozenset({"h264", "hevc", "av1", "libdav1d", "vp9", "mjp
 COLOR_SPACES = {0: "rgb", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m"}
 COLOR_SPACES |= {9: "bt2020nc", 10: "bt2020c"}
 COLOR_RANGES = {1: "limited", 2: "full"}
+NO_TIME = int(np.iinfo(np.int64).min)
 ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC: a cover image, not a video
 
 
@@ -48,7 +49,7 @@ class PacketIndex:
         rank: int32 `(P,)`, place in display order, or -1 for a packet that is decoded but never shown.
         key: bool `(P,)`, whether decoding can start here.
         reference: bool `(P,)`, False where no other frame needs this one (H.264 `nal_ref_idc == 0`).
-        pts: int64 `(P,)`, presentation time in `time_base` (the smallest int64 in all rows where the container has none).
+        pts: int64 `(P,)`, presentation time in `time_base`; `NO_TIME` in all rows where the container has none.
         frame_times: float64 `(F,)`, seconds from the first shown frame, in display order.
         constant_rate: whether frame i is shown at `i / fps`, to one tick of `time_base`.
         fps: frames per second; the average where the rate varies.
@@ -122,6 +123,12 @@ class PacketIndex:
             slot[late] -= 1
             late = late[(slot[late] > 0) & (key_ranks[slot[late]] > late)]
         return keys[np.maximum(slot, 0)]
+
+    @cached_property
+    def row_at_place(self) -> dict[tuple[int, int], int]:
+        """Packet number by (position, size); shorter than the index where two packets share a place."""
+        places = zip(self.position.tolist(), self.size.tolist())
+        return {place: row for row, place in enumerate(places)}
 
 
 def build_packet_index(path: str, stream: int | None = None) -> PacketIndex:
@@ -223,8 +230,7 @@ def _header(video: Any, frame: Any) -> dict[str, Any]:
     }
 
 
-_ROW = ("position", "size", "pts", "dts", "key", "discard", "reference", "exact")
-_NO_TIME = np.iinfo(np.int64).min
+_ROW = ("position", "size", "pts", "key", "discard", "reference", "exact")
 
 
 def _rows(
@@ -244,8 +250,7 @@ def _rows(
             yield (
                 position,
                 len(data),
-                _NO_TIME if packet.pts is None else packet.pts,
-                _NO_TIME if packet.dts is None else packet.dts,
+                NO_TIME if packet.pts is None else packet.pts,
                 packet.is_keyframe,
                 packet.is_discard,
                 is_reference(data, length_bytes) if is_h264 else True,
@@ -284,7 +289,7 @@ def _display_order(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rank int32 `(P,)`, pts int64 `(P,)`) of every packet, from the pts where these can be trusted."""
     pts, shown = columns["pts"].astype(np.int64), ~columns["discard"].astype(bool)
-    known = bool((pts != _NO_TIME).all()) and len(np.unique(pts)) == len(pts)
+    known = bool((pts != NO_TIME).all()) and len(np.unique(pts)) == len(pts)
     starts_clean = bool(columns["key"][0]) and pts[0] == pts.min()
     rank = np.full(len(pts), -1, np.int32)
     if known and starts_clean and header["progressive"] and header["codec"] in ONE_FRAME_PER_PACKET:
@@ -295,7 +300,7 @@ def _display_order(
         raise DecodeError(path, "has a video stream with zero frames")
     rank[order] = np.arange(len(order))
     if not known or (np.diff(pts[order]) <= 0).any():
-        pts = _NO_TIME + np.zeros_like(pts)
+        pts = NO_TIME + np.zeros_like(pts)
     return rank, pts
 
 
@@ -322,7 +327,7 @@ def _timing(
     """(frame_times, constant_rate, fps) of the shown frames."""
     num_frames = int(rank.max()) + 1
     rate = average_rate or 25.0
-    if pts[0] == _NO_TIME or num_frames == 1:
+    if pts[0] == NO_TIME or num_frames == 1:
         return np.arange(num_frames) / rate, True, rate
     shown = np.sort(pts[rank >= 0])
     times = (shown - shown[0]) * float(time_base)

@@ -1,0 +1,102 @@
+"""Packets by number: from one read of the file where the index can address them, else from a demuxer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import av
+
+from onereel.errors import DecodeError
+from onereel.video.index import NO_TIME, PacketIndex, nal_length_bytes
+
+_PADDING = (
+    64  # libavcodec/defs.h, AV_INPUT_BUFFER_PADDING_SIZE: decoders may read this far past a packet
+)
+_LARGEST_GAP = (
+    4  # read packet by packet where the span holds this many times the bytes of its packets
+)
+
+NumberedPackets = Iterator[tuple[int, Any]]
+
+
+def check_unchanged(path: str, index: PacketIndex, status: os.stat_result) -> None:
+    """Refuse a file that is not the one that was indexed.
+
+    Raises:
+        DecodeError: size or time of modification differ.
+    """
+    if status.st_size != index.file_size:
+        reason = f"changed behind its index: {status.st_size} bytes, not {index.file_size}"
+        raise DecodeError(path, reason)
+    if index.mtime_ns and status.st_mtime_ns != index.mtime_ns:
+        raise DecodeError(path, "changed behind its index: it was modified since")
+
+
+def addressed_packets(path: str, file: int, index: PacketIndex, rows: list[int]) -> NumberedPackets:
+    """Packets cut out of one read, without a copy. Raises DecodeError where the bytes are not those indexed."""
+    starts, sizes = index.position[rows].tolist(), index.size[rows].tolist()
+    begin = min(starts)
+    length = max(start + size for start, size in zip(starts, sizes)) - begin
+    scattered = length > _LARGEST_GAP * index.size[rows[0] : rows[-1] + 1].sum() + (1 << 16)
+    length_bytes = nal_length_bytes(index.extradata) if index.codec == "h264" else 0
+    span = None if scattered else _read(path, file, begin, length)
+    for row, start, size in zip(rows, starts, sizes):
+        if span is None:
+            data = _read(path, file, start, size)[:size]
+        else:
+            data = span[start - begin : start - begin + size]
+        if length_bytes and not _holds_whole_units(data, length_bytes):
+            raise DecodeError(path, f"changed behind its index: byte {start} starts no packet")
+        packet = av.Packet(data)
+        packet.pts = row  # a decoder gives a frame the pts of its packet
+        yield row, packet
+
+
+def _read(path: str, file: int, begin: int, length: int) -> memoryview:
+    buffer = memoryview(bytearray(length + _PADDING))
+    if os.preadv(file, [buffer[:length]], begin) != length:
+        raise DecodeError(path, f"truncated: it ends before byte {begin + length}")
+    return buffer
+
+
+def _holds_whole_units(packet: memoryview, length_bytes: int) -> bool:
+    """Whether the lengths before an H.264 packet's units add up to the packet."""
+    start = 0
+    while start < len(packet):
+        start += length_bytes + int.from_bytes(packet[start : start + length_bytes], "big")
+    return start == len(packet)
+
+
+def demuxed_packets(
+    path: str, container: Any, index: PacketIndex, rows: list[int]
+) -> NumberedPackets:
+    """The same through a demuxer, for files whose packets are not stored in one piece (MPEG-TS, Matroska)."""
+    needed, last = set(rows), rows[-1]
+    for row, packet in _from(container, index, rows[0]):
+        if row >= index.num_packets or packet.size != index.size[row]:
+            raise DecodeError(path, f"changed behind its index: packet {row} is not as it was")
+        if row in needed:
+            packet.pts = row
+            yield row, packet
+        if row >= last:
+            return
+
+
+def _from(container: Any, index: PacketIndex, start: int) -> NumberedPackets:
+    """Packets with their numbers, from `start` or earlier: after a seek that can be placed, else from the first."""
+    video = container.streams[index.stream]
+    time = int(index.pts[start])
+    if start and time != NO_TIME and len(index.row_at_place) == index.num_packets:
+        container.seek(time, stream=video)
+        packets = (packet for packet in container.demux(video) if packet.size)
+        for packet in packets:
+            row = index.row_at_place.get((packet.pos, packet.size), index.num_packets)
+            if row <= start:
+                return enumerate(chain([packet], packets), row)
+            if row < index.num_packets:
+                break
+        container.seek(0)
+    return enumerate(packet for packet in container.demux(video) if packet.size)

@@ -1,0 +1,125 @@
+"""From decoded frames to the clip that leaves the decoder: crop and scale once, in YUV, then turn and flip."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onereel.types import CropBox
+from onereel.video.decode import finish
+from onereel.video.index import PacketIndex
+from onereel.video.swscale import (
+    DIRECT_FORMATS,
+    FULL_RANGE,
+    Box,
+    GraphScaler,
+    SwscaleContext,
+    swscale,
+)
+
+_KEPT_SCALERS = 32
+
+
+def coded_box(index: PacketIndex, crop: CropBox | None) -> Box:
+    """The box of the coded frame that holds the pixels of `crop`, which speaks of the displayed frame."""
+    if crop is None:
+        return Box(0, 0, index.width, index.height)
+    left, top, width, height = crop.left, crop.top, crop.width, crop.height
+    if index.rotation == 90:
+        return Box(top, index.height - left - width, height, width)
+    if index.rotation == 180:
+        return Box(index.width - left - width, index.height - top - height, width, height)
+    if index.rotation == 270:
+        return Box(index.width - top - height, left, height, width)
+    return Box(left, top, width, height)
+
+
+class ScalerCache(threading.local):
+    """Scalers of this thread by what they convert, the least recently used dropped."""
+
+    def __init__(self) -> None:
+        self.scalers: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+
+    def get(self, key: tuple[Any, ...], make: Any) -> Any:
+        """The scaler for `key`, made by `make()` where there is none."""
+        scaler = self.scalers.get(key)
+        if scaler is None:
+            scaler = self.scalers[key] = make()
+            if len(self.scalers) > _KEPT_SCALERS:
+                self.scalers.popitem(last=False)
+        else:
+            self.scalers.move_to_end(key)
+        return scaler
+
+
+class Canvas:
+    """The clip in the making: frames are drawn into their places as they are decoded, in any order.
+
+    Args:
+        cache: scalers to reuse.
+        index: of the video; gives size and rotation.
+        num_frames: T.
+        crop: see `Decoder.read`.
+        size: see `Decoder.read`.
+        direct: whether to call swscale itself where it is found.
+    """
+
+    def __init__(
+        self,
+        cache: ScalerCache,
+        index: PacketIndex,
+        num_frames: int,
+        crop: CropBox | None,
+        size: tuple[int, int] | None,
+        direct: bool = True,
+    ) -> None:
+        self.cache, self.rotation, self.crop, self.size = cache, index.rotation, crop, size
+        self.library = swscale() if direct else None
+        self.box = coded_box(index, crop)
+        turned = self.rotation in (90, 270)
+        self.coded_size = (self.box.height, self.box.width)
+        if size is not None:
+            self.coded_size = (size[1], size[0]) if turned else (size[0], size[1])
+        self.is_scaled = self.coded_size != (self.box.height, self.box.width)
+        upright = self.coded_size[::-1] if turned and not self.is_scaled else self.coded_size
+        self.clip = torch.empty((num_frames, 3, *upright), dtype=torch.uint8)
+
+    def draw(self, slots: list[int], frame: Any) -> None:
+        """Put a decoded frame into the places `slots` of the clip."""
+        first = self.clip[slots[0]]
+        if not self.is_scaled:
+            # Conversion without scaling must equal the reference bit for bit: the same call, on the whole frame.
+            rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1)).permute(2, 0, 1)
+            first.copy_(finish(rgb, self.rotation, self.crop, None))
+        elif self.library is not None and self._is_direct(name := frame.format.name):
+            space = int(frame.colorspace)
+            full = DIRECT_FORMATS[name] or int(frame.color_range) == FULL_RANGE
+            key = (self.box[2:], self.coded_size, space, full)
+            make = lambda: SwscaleContext(self.library, self.box, self.coded_size, space, full)  # noqa: E731
+            self.cache.get(key, make).scale(frame, self.box, first.data_ptr())
+        else:
+            color = (frame.format.name, int(frame.colorspace), int(frame.color_range))
+            key = (self.box, self.coded_size, frame.width, frame.height, *color)
+            make = lambda: GraphScaler(frame, self.box, self.coded_size)  # noqa: E731
+            first.copy_(self.cache.get(key, make).scale(frame))
+        for slot in slots[1:]:
+            self.clip[slot] = first
+
+    def _is_direct(self, pixel_format: str) -> bool:
+        # Colour planes begin at half the box's origin: only an even origin has both in the same place.
+        return pixel_format in DIRECT_FORMATS and not (self.box.left | self.box.top) & 1
+
+    def finish(self) -> Tensor:
+        """The clip, upright and flipped: uint8 `(T, 3, height, width)`."""
+        if not self.is_scaled:
+            return self.clip
+        clip = self.clip
+        if self.rotation:
+            clip = torch.rot90(clip, -self.rotation // 90, (-2, -1))
+        if self.crop is not None and self.crop.hflip:
+            clip = clip.flip(-1)
+        return clip.contiguous()

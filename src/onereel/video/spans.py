@@ -1,0 +1,65 @@
+"""Which packets must be decoded for which frames: integers only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from onereel.video.index import PacketIndex
+
+
+class Span(NamedTuple):
+    """Packets to decode without a break.
+
+    Attributes:
+        rows: packets to feed, ascending; decoding starts clean at the first.
+        wanted: packet -> places in the clip that its frame takes.
+    """
+
+    rows: list[int]
+    wanted: dict[int, list[int]]
+
+
+def plan_spans(index: PacketIndex, frame_indices: Sequence[int]) -> list[Span]:
+    """The fewest packets that give these frames: from each key frame to the last wanted packet, without those that
+    nobody wants and nobody refers to. Dropping the latter changes no bit of the others."""
+    frames = np.asarray(frame_indices, np.int64)
+    places: dict[int, list[int]] = {}
+    for place, packet in enumerate(index.packet_of_frame[frames].tolist()):
+        places.setdefault(packet, []).append(place)
+    starts = dict(
+        zip(index.packet_of_frame[frames].tolist(), index.start_of_frame[frames].tolist())
+    )
+    groups: list[tuple[int, list[int]]] = []
+    for packet in sorted(places, key=lambda p: (starts[p], p)):
+        start = starts[packet]
+        if groups and start <= groups[-1][1][-1]:
+            groups[-1][1].append(
+                packet
+            )  # overlaps the span before (same group of pictures, or an open one)
+        else:
+            groups.append((start, [packet]))
+    return [_span(index, start, {p: places[p] for p in packets}) for start, packets in groups]
+
+
+def widen_span(index: PacketIndex, span: Span, missing: Iterable[int]) -> Span | None:
+    """The span that gives the `missing` packets' frames from one key frame earlier; None where there is none.
+
+    For streams whose key frames do not start clean, as under periodic intra refresh.
+    """
+    start = span.rows[0]
+    if start == 0:
+        return None
+    keys = np.flatnonzero(index.key[:start])
+    earlier = int(keys[-1]) if len(keys) else 0
+    return _span(index, earlier, {row: span.wanted[row] for row in missing})
+
+
+def _span(index: PacketIndex, start: int, wanted: dict[int, list[int]]) -> Span:
+    end = max(wanted) + 1
+    fed = index.reference[start:end].copy()
+    fed[[row - start for row in wanted]] = True
+    fed[0] = True
+    return Span((np.flatnonzero(fed) + start).tolist(), wanted)
