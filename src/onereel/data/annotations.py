@@ -6,15 +6,22 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from onereel.data.sources import csv_file, list_file
 from onereel.data.sources.folder import read_folder
-from onereel.errors import DataError, did_you_mean
+from onereel.data.sampling import frame_span
+from onereel.errors import DataError, DecodeError, did_you_mean
+from onereel.types import Quarantined, VideoInfo
+
+if TYPE_CHECKING:
+    from onereel.video.library import VideoLibrary
 
 COLUMNS = ("path", "label", "caption", "start", "end")
+SHOWN_ITEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +155,125 @@ def read_annotations(source: str, root: str = "") -> Annotations:
     if _is_csv(path):
         return Annotations(csv_file.read_csv(path), source, root, csv_file.line_of)
     return Annotations(list_file.read_list(path), source, root, list_file.line_of)
+
+
+@dataclass(frozen=True)
+class AnnotationReport:
+    """What `check_annotations` found; `str()` is readable.
+
+    Attributes:
+        missing: videos that the library does not have.
+        unreadable: videos that it has and cannot read, with the reason.
+        outside: records that start after the end of their video.
+        short: records with fewer frames than a clip spans; their clips repeat frames.
+        unknown_labels: records per label that is not among the allowed ones.
+        class_counts: records per label.
+    """
+
+    source: str
+    num_records: int
+    num_videos: int
+    span_frames: int
+    missing: tuple[str, ...]
+    unreadable: tuple[Quarantined, ...]
+    outside: tuple[Record, ...]
+    short: tuple[Record, ...]
+    unknown_labels: dict[str, int]
+    class_counts: dict[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every record can be used as it is; short clips and rare classes are usable."""
+        return not (self.missing or self.unreadable or self.outside or self.unknown_labels)
+
+    @property
+    def single_clip_classes(self) -> tuple[str, ...]:
+        return tuple(name for name, count in self.class_counts.items() if count == 1)
+
+    def __str__(self) -> str:
+        counts = self.class_counts
+        fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
+        head = f"{self.source}: {self.num_records} records, {self.num_videos} videos"
+        if counts:
+            head += f", {len(counts)} classes of {fewest} to {most} clips"
+        sections = (
+            ("missing files", list(self.missing)),
+            ("unreadable files", [f"{q.path}: {q.reason}" for q in self.unreadable]),
+            ("records outside their video", [_span_text(record) for record in self.outside]),
+            ("unknown labels", [f"{n} ({c} records)" for n, c in self.unknown_labels.items()]),
+            (
+                f"clips shorter than {self.span_frames} frames (they repeat frames)",
+                [_span_text(record) for record in self.short],
+            ),
+            ("classes with one clip", list(self.single_clip_classes)),
+            ("clips per class", [f"{name}: {count}" for name, count in counts.items()]),
+        )
+        lines = [head, "usable as it is" if self.ok else "NOT usable as it is"]
+        for title, items in sections:
+            lines += [f"{title}: {len(items)}"] if items else []
+            lines += [f"  {item}" for item in items[:SHOWN_ITEMS]]
+            lines += [f"  ... and {len(items) - SHOWN_ITEMS} more"] * (len(items) > SHOWN_ITEMS)
+        return "\n".join(lines)
+
+
+def check_annotations(
+    annotations: Annotations,
+    library: VideoLibrary,
+    num_frames: int,
+    sampling_rate: int = 1,
+    label_names: Sequence[str] | None = None,
+) -> AnnotationReport:
+    """Open every video once and compare it with its records.
+
+    Args:
+        num_frames, sampling_rate: a clip spans (num_frames - 1) * sampling_rate + 1 frames; rate 1 for segment
+            sampling.
+        label_names: allowed labels; None: all.
+    """
+    span_frames = (num_frames - 1) * sampling_rate + 1
+    infos: dict[str, VideoInfo | None] = {}
+    missing, unreadable, outside, short = [], [], [], []
+    for record in map(annotations.record, range(len(annotations))):
+        if record.path not in infos:
+            infos[record.path] = None
+            if record.path not in library:
+                missing.append(record.path)
+            else:
+                try:
+                    infos[record.path] = library.info(record.path)
+                except DecodeError as error:
+                    unreadable.append(Quarantined(record.path, error.reason, error.frame))
+        info = infos[record.path]
+        if info is None:
+            continue
+        try:
+            first, stop = frame_span(info, record.start, record.end)
+        except DataError:
+            outside.append(record)
+            continue
+        if stop - first < span_frames:
+            short.append(record)
+    counts = annotations.label_counts()
+    known = counts if label_names is None else set(label_names)
+    return AnnotationReport(
+        source=annotations.source,
+        num_records=len(annotations),
+        num_videos=len(infos),
+        span_frames=span_frames,
+        missing=tuple(missing),
+        unreadable=tuple(unreadable),
+        outside=tuple(outside),
+        short=tuple(short),
+        unknown_labels={name: count for name, count in counts.items() if name not in known},
+        class_counts=counts,
+    )
+
+
+def _span_text(record: Record) -> str:
+    if record.start is None and record.end is None:
+        return record.path
+    end = "end" if record.end is None else f"{record.end:g} s"
+    return f"{record.path}, {record.start or 0:g} s to {end}"
 
 
 def _is_csv(path: Path) -> bool:

@@ -1,0 +1,214 @@
+"""Batch augmentation on the device: uint8 in, normalised float out; one draw per clip, the same for its frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onereel.config import AugmentConfig
+from onereel.data.randaugment import MAX_MAGNITUDE, blend, gray, rand_augment
+from onereel.errors import ConfigError, DataError
+from onereel.seeding import numpy_generator
+from onereel.types import Batch, SampleKey
+
+# Random erasing: share of the area, and height over width (arXiv 1708.04896, section 3; timm's limits).
+ERASE_AREA = (0.02, 1 / 3)
+ERASE_RATIO = (0.3, 1 / 0.3)
+# Share of mixed clips that get cutmix where mixup is on as well (VideoMAE: mixup_switch_prob).
+SWITCH_PROB = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Pixels [top, bottom) x [left, right) of every frame."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def area(self) -> int:
+        return (self.bottom - self.top) * (self.right - self.left)
+
+    def of(self, clip: Tensor) -> Tensor:
+        """The view of `(..., H, W)` inside the box."""
+        return clip[..., self.top : self.bottom, self.left : self.right]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How one clip is mixed with its partner: blended, or pasted over in `box`.
+
+    Attributes:
+        weight: the partner's share of pixels and label.
+    """
+
+    weight: float = 0.0
+    box: Box | None = None
+
+
+class BatchAugment:
+    """What happens to a batch between loader and model.
+
+    In training, in this order: mirroring, RandAugment, colour jitter, normalisation, erasing, mixup or cutmix. Each
+    is drawn by (seed, epoch, index, view, its name), so switching one on or off leaves the draws of the others, and a
+    clip looks the same on whatever rank and in whatever company; only its mixing partner is the clip
+    before it in the batch. In testing, normalisation alone: exactly (x / 255 - mean) / std.
+
+    Args:
+        num_classes: for mixed labels; None where there are no classes, and then nothing may be mixed.
+
+    Raises ConfigError for settings out of range, or mixing without classes.
+    """
+
+    def __init__(
+        self, config: AugmentConfig, num_classes: int | None, seed: int, training: bool
+    ) -> None:
+        self.config, self.num_classes = config, num_classes
+        self.seed, self.training = seed, training
+        self.mixes = training and (config.mixup_alpha > 0 or config.cutmix_alpha > 0)
+        if self.mixes and num_classes is None:
+            raise ConfigError(
+                "augment.mixup_alpha and cutmix_alpha mix labels, and this run has none; set both to 0"
+            )
+        if not 0 <= config.randaugment_magnitude <= MAX_MAGNITUDE:
+            raise ConfigError(
+                f"augment.randaugment_magnitude is {config.randaugment_magnitude}; allowed: 0 to 10"
+            )
+        if not 0 <= config.color_jitter <= 1:
+            raise ConfigError(f"augment.color_jitter is {config.color_jitter}; allowed: 0 to 1")
+
+    def __call__(self, batch: Batch, device: torch.device | str) -> Batch:
+        """The batch on `device`, `clips` normalised float32; the batch given stays as it is.
+
+        Mixing adds `soft_labels`. `scoring_clips` is set where a clip of the batch was erased: the same clips,
+        mixed likewise (the model must see its partner's motion), but without the erased boxes.
+        """
+        clips = batch.clips.to(device, non_blocking=True).float().div_(255)
+        labels = (
+            batch.labels if batch.labels is None else batch.labels.to(device, non_blocking=True)
+        )
+        batch = dataclasses.replace(batch, clips=clips, labels=labels)
+        mean = torch.tensor(self.config.mean, device=device).view(3, 1, 1)
+        std = torch.tensor(self.config.std, device=device).view(3, 1, 1)
+        if self.training:
+            self._flip(clips, batch.keys)
+            self._rand_augment(clips, batch.keys, mean)
+            self._color_jitter(clips, batch.keys)
+        clips.sub_(mean).div_(std)
+        if self.training:
+            self._erase(batch)
+        if self.mixes:
+            self._mix(batch)
+        return batch
+
+    def _generator(self, key: SampleKey, purpose: str) -> np.random.Generator:
+        return numpy_generator(self.seed, key.epoch, key.index, key.view, purpose)
+
+    def _chosen(self, keys: list[SampleKey], prob: float, purpose: str) -> list[int]:
+        """Positions of the clips that an operation with this probability falls on."""
+        if prob <= 0:
+            return []
+        return [i for i, key in enumerate(keys) if self._generator(key, purpose).random() < prob]
+
+    def _flip(self, clips: Tensor, keys: list[SampleKey]) -> None:
+        for i in self._chosen(keys, self.config.hflip_prob, "hflip"):
+            clips[i] = clips[i].flip(-1)
+
+    def _rand_augment(self, clips: Tensor, keys: list[SampleKey], mean: Tensor) -> None:
+        num_ops, magnitude = self.config.randaugment_num_ops, self.config.randaugment_magnitude
+        for i, key in enumerate(keys if num_ops else []):
+            generator = self._generator(key, "randaugment")
+            clips[i] = rand_augment(clips[i], generator, num_ops, magnitude, mean)
+
+    def _color_jitter(self, clips: Tensor, keys: list[SampleKey]) -> None:
+        """Brightness, contrast, saturation, in this order, each by a factor of 1 - jitter to 1 + jitter."""
+        jitter = self.config.color_jitter
+        for i, key in enumerate(keys if jitter else []):
+            brightness, contrast, saturation = self._generator(key, "color_jitter").uniform(
+                1 - jitter, 1 + jitter, 3
+            )
+            clip = clips[i].mul_(brightness).clamp_(0, 1)
+            clip.copy_(blend(gray(clip).mean(), clip, contrast))
+            clip.copy_(blend(gray(clip), clip, saturation))
+
+    def _erase(self, batch: Batch) -> None:
+        """Set one box of the chosen clips to 0, the mean colour after normalisation.
+
+        The published mode fills with noise drawn per pixel and frame, which every difference-based selector takes
+        for motion (RLT keeps .58 instead of .44 of the tokens).
+        """
+        chosen = self._chosen(batch.keys, self.config.erase_prob, "erase")
+        if chosen:
+            batch.scoring_clips = batch.clips.clone()
+        height, width = batch.clips.shape[-2:]
+        for i in chosen:
+            box = erase_box(height, width, self._generator(batch.keys[i], "erase_box"))
+            if box is not None:
+                box.of(batch.clips[i]).zero_()
+
+    def _mix(self, batch: Batch) -> None:
+        """Mix each chosen clip with the one before it (the first with the last), and the labels with it."""
+        if batch.labels is None or self.num_classes is None:
+            raise DataError("mixup and cutmix need a label for every clip; set their alphas to 0")
+        height, width = batch.clips.shape[-2:]
+        mixes = [Mix()] * len(batch.keys)
+        if len(mixes) > 1:
+            for i in self._chosen(batch.keys, self.config.mix_prob, "mix"):
+                generator = self._generator(batch.keys[i], "mix_how")
+                mixes[i] = draw_mix(height, width, self.config, generator)
+        batch.clips = mix_clips(batch.clips, mixes)
+        if batch.scoring_clips is not None:
+            batch.scoring_clips = mix_clips(batch.scoring_clips, mixes)
+        one_hot = F.one_hot(batch.labels, self.num_classes).float()
+        weights = torch.tensor([[mix.weight] for mix in mixes], device=one_hot.device)
+        batch.soft_labels = one_hot.lerp(one_hot.roll(1, 0), weights)
+
+
+def mix_clips(clips: Tensor, mixes: list[Mix]) -> Tensor:
+    """New `(B, ...)` clips, each mixed with the one before it as `mixes` says."""
+    mixed = clips.clone()
+    for i, mix in enumerate(mixes):
+        if mix.box is not None:
+            mix.box.of(mixed[i]).copy_(mix.box.of(clips[i - 1]))
+        elif mix.weight:
+            mixed[i].lerp_(clips[i - 1], mix.weight)
+    return mixed
+
+
+def draw_mix(height: int, width: int, config: AugmentConfig, generator: np.random.Generator) -> Mix:
+    """Mixup (arXiv 1710.09412) or cutmix (1905.04899), half each where both are on."""
+    cutmix_prob = SWITCH_PROB if config.mixup_alpha > 0 else 1.0
+    if config.cutmix_alpha > 0 and generator.random() < cutmix_prob:
+        share = 1 - generator.beta(config.cutmix_alpha, config.cutmix_alpha)
+        box = cutmix_box(height, width, share, generator)
+        return Mix(box.area / (height * width), box)
+    return Mix(1 - generator.beta(config.mixup_alpha, config.mixup_alpha))
+
+
+def cutmix_box(height: int, width: int, share: float, generator: np.random.Generator) -> Box:
+    """A box with `share` of the area around a uniform centre, cut at the frame's edge (1905.04899, equation 2)."""
+    h, w = round(height * math.sqrt(share)), round(width * math.sqrt(share))
+    top = int(generator.integers(height)) - h // 2
+    left = int(generator.integers(width)) - w // 2
+    return Box(max(top, 0), min(top + h, height), max(left, 0), min(left + w, width))
+
+
+def erase_box(height: int, width: int, generator: np.random.Generator) -> Box | None:
+    """The box that random erasing clears, or None if ten draws of area and shape don't fit into the frame."""
+    for _ in range(10):
+        area = height * width * generator.uniform(*ERASE_AREA)
+        ratio = math.exp(generator.uniform(math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < h < height and 0 < w < width:
+            top = int(generator.integers(height - h + 1))
+            left = int(generator.integers(width - w + 1))
+            return Box(top, top + h, left, left + w)
+    return None
