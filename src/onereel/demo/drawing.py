@@ -57,10 +57,10 @@ def camera_path(shot: Shot, fps: int, width: int, generator: np.random.Generator
 def background(height: int, width: int, generator: np.random.Generator) -> np.ndarray:
     """A muted texture of four scales, int16 `(height, width, 3)` in 20..200 or so."""
     relief = np.zeros((height, width))
-    for cell, amplitude in ((96, 24.0), (32, 14.0), (9, 9.0), (2, 5.0)):
+    for cell, amplitude in ((96, 14.0), (32, 9.0), (9, 6.0), (2, 4.0)):
         relief += amplitude * _smooth_noise(height, width, cell, generator)
     tint = generator.uniform(0.6, 1.4, 3)
-    base = generator.uniform(80, 140) + generator.uniform(-24, 24, 3)
+    base = generator.uniform(80, 140) + generator.uniform(-14, 14, 3)
     return np.clip(base + relief[..., None] * tint, 16, 235).astype(np.int16)
 
 

@@ -38,8 +38,8 @@ MOTIONS = {
 """Label -> (kind of motion, whether it runs backwards)."""
 
 VIDEO_SECONDS = 75.0
-EVENT_SECONDS = (2.0, 2.8)
-GAP_SECONDS = (0.2, 0.6)
+EVENT_SECONDS = (2.0, 2.4)
+GAP_SECONDS = (0.1, 0.4)
 SHOTS_PER_VIDEO = 5
 """Of which exactly one has a moving camera: hand-held in even videos, panning in odd ones (a fifth of all shots)."""
 FRAME_RATES = (15, 20, 25)
@@ -165,7 +165,7 @@ def _events(
 def _event(label: str, first: int, last: int, generator: np.random.Generator) -> Event:
     kind, _ = MOTIONS[label]
     draw = generator.uniform
-    radius, travel, reach_x, reach_y = draw(0.09, 0.13), draw(0.42, 0.6), 0.0, 0.0
+    radius, travel, reach_x, reach_y = draw(0.11, 0.15), draw(0.46, 0.62), 0.0, 0.0
     path: tuple[float, ...] = (travel,)
     if kind == "horizontal":
         reach_x = travel / 2
@@ -173,7 +173,7 @@ def _event(label: str, first: int, last: int, generator: np.random.Generator) ->
         reach_y = travel / 2
     elif kind == "circle":
         # One turn that begins and ends near the top, so that it is the same set of places backwards.
-        reach_x = reach_y = draw(0.2, 0.27)
+        reach_x = reach_y = draw(0.22, 0.29)
         path = (reach_x, draw(-0.6, -0.4) * math.pi)
     else:
         path = (draw(3.5, 5.0),)

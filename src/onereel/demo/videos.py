@@ -24,8 +24,8 @@ def write_demo_videos(
 ) -> list[Path]:
     """Write `out/videos/*.mp4`, `out/train.csv` and `out/val.csv`, and return their paths.
 
-    The videos last `minutes` together, a minute or more each, and hold an event of 2 to 2.8 seconds about every
-    3 seconds. A quarter of the videos is for validation. The same arguments give the same videos.
+    The videos last `minutes` together, a minute or more each, and hold an event of 2 to 2.4 seconds about every
+    2.5 seconds. A quarter of the videos is for validation. The same arguments give the same videos.
 
     Args:
         num_workers: encoding processes; None: one per core, 0: in this process.
