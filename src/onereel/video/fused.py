@@ -23,6 +23,7 @@ from onereel.video.scale import Canvas, ScalerCache
 from onereel.video.spans import Span, plan_spans, widen_span
 
 _KEPT_CONTEXTS = 16
+_ATTEMPTS = 3  # key frames to try, each one earlier, before a frame counts as lost
 # "explode": a damaged packet is an error, never a guess. "strict": frames of streams that do not say how far they are
 # reordered wait for one another as long as the standard allows, so that a skipped packet cannot cost another frame.
 _OPTIONS = {"err_detect": "explode", "strict": "strict"}
@@ -62,17 +63,20 @@ class FusedDecoder:
         return canvas.finish()
 
     def _draw(self, clip: _Clip, span: Span, file: int) -> None:
-        """Decode a span onto the canvas, from as far back as it takes."""
-        wider: Span | None = span
-        while wider is not None:
-            missing = self._draw_once(clip, wider, file)
+        """Decode a span onto the canvas; where its key frame does not start clean, from an earlier one."""
+        problem, wider = "", span
+        for _ in range(_ATTEMPTS):
+            missing, reason = self._draw_once(clip, wider, file)
             if not missing:
                 return
-            span, wider = wider, widen_span(clip.index, wider, missing)
-        raise clip.error("the decoder did not give this frame", missing)
+            problem = problem or reason
+            if wider.rows[0] == 0:
+                break
+            wider = widen_span(clip.index, wider, missing)
+        raise clip.error(problem, missing)
 
-    def _draw_once(self, clip: _Clip, span: Span, file: int) -> set[int]:
-        """Decode a span onto the canvas; the wanted packets whose frames did not come are returned."""
+    def _draw_once(self, clip: _Clip, span: Span, file: int) -> tuple[set[int], str]:
+        """Decode a span onto the canvas; gives the wanted packets whose frames did not come, and why."""
         index = clip.index
         if index.addressable:
             context = self._contexts.get(index)
@@ -95,8 +99,10 @@ class _Clip:
     canvas: Canvas
     deadline: float
 
-    def decode(self, context: Any, packets: Iterable[tuple[int, Any]], span: Span) -> set[int]:
-        """Feed packets, draw the wanted frames; returns the packets whose frames are missing."""
+    def decode(
+        self, context: Any, packets: Iterable[tuple[int, Any]], span: Span
+    ) -> tuple[set[int], str]:
+        """Feed packets, draw the wanted frames; gives the packets whose frames are missing, and why."""
         missing = set(span.wanted)
         first_rank = self.index.rank[span.rows[0]]
         try:
@@ -106,17 +112,17 @@ class _Clip:
                 try:
                     frames = context.decode(packet)
                 except av.FFmpegError:
-                    # Frames shown before an open group's key frame refer to the group before, which was not decoded.
-                    if self.index.rank[row] > first_rank or row == span.rows[0]:
+                    # What precedes `trusted`, or is shown before the key frame, may refer to packets not decoded.
+                    if row >= span.trusted and self.index.rank[row] >= first_rank:
                         raise
                     continue
                 self._draw(frames, span, missing)
             self._draw(context.decode(None), span, missing)
         except av.FFmpegError as error:
-            raise self.error(f"corrupt ({error.strerror})", missing) from error
+            return missing, f"corrupt ({error.strerror})"
         finally:
             context.flush_buffers()
-        return missing
+        return missing, "the decoder did not give this frame"
 
     def _draw(self, frames: list[Any], span: Span, missing: set[int]) -> None:
         for frame in frames:

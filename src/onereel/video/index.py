@@ -153,6 +153,8 @@ def build_packet_index(path: str, stream: int | None = None) -> PacketIndex:
         raise DecodeError(path, "has a video stream with zero frames")
     columns = {name: np.array(column) for name, column in zip(_ROW, zip(*rows))}
     rank, pts = _display_order(path, number, header, columns)
+    # A packet that shows nothing, though no edit list hides it, is a place holder: decoding cannot start there.
+    key = columns["key"].astype(bool) & ((rank >= 0) | columns["discard"].astype(bool))
     times, constant, fps = _timing(pts, rank, header["time_base"], header.pop("average_rate"))
     header.pop("progressive")
     return PacketIndex(
@@ -161,7 +163,7 @@ def build_packet_index(path: str, stream: int | None = None) -> PacketIndex:
         position=columns["position"].astype(np.int64),
         size=columns["size"].astype(np.int32),
         rank=rank,
-        key=columns["key"].astype(bool),
+        key=key,
         reference=columns["reference"].astype(bool),
         pts=pts,
         frame_times=times,

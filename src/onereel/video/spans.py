@@ -16,10 +16,12 @@ class Span(NamedTuple):
     Attributes:
         rows: packets to feed, ascending; decoding starts clean at the first.
         wanted: packet -> places in the clip that its frame takes.
+        trusted: packets before this one only prepare the decoder; errors in them do not count.
     """
 
     rows: list[int]
     wanted: dict[int, list[int]]
+    trusted: int
 
 
 def plan_spans(index: PacketIndex, frame_indices: Sequence[int]) -> list[Span]:
@@ -41,25 +43,25 @@ def plan_spans(index: PacketIndex, frame_indices: Sequence[int]) -> list[Span]:
             )  # overlaps the span before (same group of pictures, or an open one)
         else:
             groups.append((start, [packet]))
-    return [_span(index, start, {p: places[p] for p in packets}) for start, packets in groups]
+    return [
+        _span(index, start, {p: places[p] for p in packets}, start) for start, packets in groups
+    ]
 
 
-def widen_span(index: PacketIndex, span: Span, missing: Iterable[int]) -> Span | None:
-    """The span that gives the `missing` packets' frames from one key frame earlier; None where there is none.
+def widen_span(index: PacketIndex, span: Span, missing: Iterable[int]) -> Span:
+    """The span that gives the `missing` packets' frames from one key frame earlier (or from the first packet).
 
-    For streams whose key frames do not start clean, as under periodic intra refresh.
+    For streams whose key frames do not start clean: open groups whose P-frames manage pictures of the group before,
+    and periodic intra refresh.
     """
-    start = span.rows[0]
-    if start == 0:
-        return None
-    keys = np.flatnonzero(index.key[:start])
-    earlier = int(keys[-1]) if len(keys) else 0
-    return _span(index, earlier, {row: span.wanted[row] for row in missing})
+    keys = np.flatnonzero(index.key[: span.rows[0]])
+    start = int(keys[-1]) if len(keys) else 0
+    return _span(index, start, {row: span.wanted[row] for row in missing}, span.rows[0])
 
 
-def _span(index: PacketIndex, start: int, wanted: dict[int, list[int]]) -> Span:
+def _span(index: PacketIndex, start: int, wanted: dict[int, list[int]], trusted: int) -> Span:
     end = max(wanted) + 1
     fed = index.reference[start:end].copy()
     fed[[row - start for row in wanted]] = True
     fed[0] = True
-    return Span((np.flatnonzero(fed) + start).tolist(), wanted)
+    return Span((np.flatnonzero(fed) + start).tolist(), wanted, trusted)
