@@ -1,11 +1,8 @@
-"""Evaluation against brute force and scikit-learn, over views, batches and processes."""
+"""Evaluation against brute force, scikit-learn and torchmetrics, over views and batches."""
 
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
@@ -52,21 +48,18 @@ class FakeModel(nn.Module):
 
 
 class FakeLoader:
-    """Views of `logits` `(V, views, K)` dealt to ranks as ClipLoader deals them: batch j of rank r is j*world + r."""
+    """The views of `logits` `(V, views, K)` in order."""
 
     def __init__(
         self,
         logits: Tensor,
         labels: Tensor | None,
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
         broken: int | None = None,
     ) -> None:
         self.logits, self.labels, self.broken = logits, labels, broken
         keys = [SampleKey(0, i, v) for i in range(len(logits)) for v in range(logits.shape[1])]
-        parts = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-        self.parts = parts[rank::world_size]
+        self.parts = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
         self.num_batches = len(self.parts)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -228,42 +221,3 @@ def test_the_model_gets_its_mode_back_and_progress_is_told() -> None:
     )
     assert model.training
     assert told == [(1, 3), (2, 3), (3, 3)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
-def run_rank(rank: int, world_size: int, port: int) -> None:
-    """What each process of the test below does; prints one line of JSON."""
-    torch.set_num_threads(1)
-    address = f"tcp://localhost:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world_size)
-    logits, labels = case(num_videos=11, num_views=3, num_classes=6)
-    result = evaluate(FakeLoader(logits, labels, 2, rank, world_size), 6, 3)
-    try:
-        evaluate(FakeLoader(logits, labels, 2, rank, world_size, broken=4), 6, 3)
-    except DecodeError as error:
-        print(json.dumps({"result": result.to_dict(), "error": str(error)}))
-    dist.destroy_process_group()
-
-
-def test_two_processes_count_as_one_and_fail_as_one() -> None:
-    port, measured = str(free_port()), ("seconds", "clips_per_second", "data_wait")
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), "2", port], stdout=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    logits, labels = case(num_videos=11, num_views=3, num_classes=6)
-    alone = evaluate(FakeLoader(logits, labels, 5), 6, 3).to_dict()
-    for process in processes:
-        told = json.loads(process.communicate(timeout=120)[0])
-        assert told["error"] == "bad.mp4, frame 3: truncated"
-        for name in alone.keys() - set(measured):
-            assert told["result"][name] == alone[name], name
-
-
-if __name__ == "__main__":
-    run_rank(*map(int, sys.argv[1:]))

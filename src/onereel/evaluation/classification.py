@@ -107,7 +107,9 @@ class ClassificationResult:
         missing = names - set(values)
         if missing:
             raise DataError(f"not an evaluation of onereel: {', '.join(sorted(missing))} missing")
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names
+        }
         plain["confusion"] = tuple(tuple(entry) for entry in values["confusion"])
         return cls(**plain)
 

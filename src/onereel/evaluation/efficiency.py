@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from onereel.evaluation.inference import autocast, evaluating, token_generators
+from onereel.evaluation.inference import autocast, evaluating
+from onereel.objectives.base import clip_generators
 from onereel.types import SampleKey
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def measure_training(
 def _forward(model: VideoModel, clips: Tensor, precision: str, seed: int) -> Output:
     keys = [SampleKey(0, index) for index in range(len(clips))]
     with autocast(clips.device, precision):
-        return model(clips, generators=token_generators(keys, seed))
+        return model(clips, generators=clip_generators(seed, keys))
 
 
 def _throughput(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from onereel.errors import ConfigError, OnereelError
-from onereel.seeding import stable_seed
-from onereel.types import Batch, SampleKey
+from onereel.objectives.base import clip_generators
+from onereel.types import Batch
 
 if TYPE_CHECKING:
     from onereel.models.video_model import Output, VideoModel
@@ -25,14 +25,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
         raise ConfigError(f"precision is {precision!r}; allowed: auto, float32, bf16")
     half = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
-
-
-def token_generators(keys: Sequence[SampleKey], seed: int) -> list[torch.Generator]:
-    """One CPU generator per clip for selectors that draw: a view keeps the same tokens in every run."""
-    return [
-        torch.Generator().manual_seed(stable_seed(seed, key.epoch, key.index, key.view, "tokens"))
-        for key in keys
-    ]
 
 
 @contextmanager
@@ -58,7 +50,7 @@ def view_probabilities(
         output = model(
             batch.clips,
             scoring_clips=batch.scoring_clips,
-            generators=token_generators(batch.keys, seed),
+            generators=clip_generators(seed, batch.keys),
         )
     probabilities = output.logits.float().softmax(dim=-1)
     finite = probabilities.isfinite().all(dim=-1).cpu()

@@ -123,6 +123,9 @@ def iter_predictions(
         except DecodeError as error:
             yield Quarantined(path, error.reason, error.frame, where="predict")
             continue
+        except OSError as error:
+            yield Quarantined(path, error.strerror or str(error), where="predict")
+            continue
         yield top_predictions(path, sums.mean(num_views).probabilities[0], class_names, top_k)
 
 

@@ -1,0 +1,289 @@
+"""Before a run: measure its clips and its model for some seconds, and say how long it takes and what limits it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+import torch
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor
+
+from onereel import build
+from onereel.config import RunConfig
+from onereel.doctor.arithmetic import (
+    Forecast,
+    Rates,
+    Workload,
+    advice,
+    forecast,
+    longest_chunk_seconds,
+)
+from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure_disk
+from onereel.doctor.system import cuda_devices, describe_disk, num_cores
+from onereel.errors import ConfigError, DataError, DecodeError
+from onereel.evaluation.efficiency import Throughput, measure_training
+from onereel.types import Batch, SampleKey
+
+if TYPE_CHECKING:
+    from onereel.data.annotations import Annotations
+    from onereel.data.dataset import ClipDataset
+    from onereel.models.video_model import VideoModel
+
+MODEL_CLIPS = 8
+"""Clips of the videos that the model is timed on; a larger batch repeats them."""
+STEP_SECONDS = 5.0
+"""A step that would take longer is timed on fewer clips."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was measured for a run and what follows; `rich` prints it.
+
+    Attributes:
+        bits_per_second: mean rate of the videos, None where their length is unknown.
+        longest_chunk_seconds: AVION Eq. 3, None where the disk or the bit rate is unknown.
+        io_share: of a device step that reading its clips takes, B * bytes per clip / (S_r * Delta).
+    """
+
+    config: RunConfig
+    device: str
+    disk: DiskRate
+    decode: DecodeRate
+    model: Throughput
+    rates: Rates
+    workload: Workload
+    forecast: Forecast
+    bits_per_second: float | None
+    longest_chunk_seconds: float | None
+    io_share: float | None
+    advice: str
+
+    def __rich__(self) -> Group:
+        return Group(self._table(), "", *self._sentences())
+
+    def _table(self) -> Table:
+        rates, result = self.rates, self.forecast
+        table = Table("", "clips/s", "measured", box=None, pad_edge=False)
+        table.columns[1].justify = "right"
+        workers = (
+            f"x {rates.num_worker_cores} worker cores"
+            if rates.num_worker_cores
+            else "in the training process, between steps"
+        )
+        table.add_row(
+            "disk",
+            f"{result.io:.1f}",
+            f"{rates.bytes_per_clip / 1e3:.1f} kB per clip; {describe_disk(self.disk)}",
+        )
+        table.add_row(
+            "CPU", f"{result.cpu:.1f}", f"{rates.decode_clips_per_second:.1f} per core {workers}"
+        )
+        table.add_row(
+            "device",
+            f"{result.device:.1f}",
+            f"{self.workload.num_devices} x {self.device}, forward + backward of {self.model.batch_size} clips in "
+            f"{self.model.latency_seconds:.3g} s, {self.model.kept_ratio:.1%} of the tokens kept, "
+            f"{6 * self.model.macs_per_clip / 1e9:.3g} GFLOPs per clip",
+        )
+        table.add_row("together", f"{result.clips_per_second:.1f}", f"limit: {result.limit}")
+        return table
+
+    def _sentences(self) -> Iterator[str]:
+        result, work = self.forecast, self.workload
+        yield (
+            f"time: {_duration(result.epoch_seconds)} per epoch of {work.clips_per_epoch} clips, "
+            f"{_duration(result.run_seconds)} for {work.epochs} epochs, without evaluation; "
+            f"the device waits {result.data_wait:.0%} of it for data"
+        )
+        yield f"advice: {self.advice}"
+        if self.decode.num_failed:
+            yield f"note: {self.decode.num_failed} of the clips tried could not be read (onereel prepare --check)"
+        if self.model.batch_size < self.config.train.batch_size_per_device:
+            yield (
+                f"note: timed on {self.model.batch_size} clips, not train.batch_size_per_device = "
+                f"{self.config.train.batch_size_per_device}, which would take too long or too much memory"
+            )
+        if self.io_share is not None:
+            holds = "holds" if self.io_share <= 1 else "fails"
+            yield (
+                "IO: onereel reads by packet index, so chunk length does not matter; B * bytes per clip <= "
+                f"S_r * Delta {holds}: reading takes {self.io_share:.1%} of a step"
+            )
+        if self.longest_chunk_seconds is not None and self.bits_per_second is not None:
+            yield (
+                f"    a reader of whole chunks would need chunks of at most {self.longest_chunk_seconds:.1f} s "
+                "(AVION Eq. 3: B * rho * T <= S_r * Delta; "
+                f"B {work.global_batch_size}, rho {self.bits_per_second / 1e6:.2f} Mb/s, "
+                f"Delta {result.step_seconds:.3g} s)"
+            )
+
+
+def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
+    """Measure what `config` needs, for about half a minute, and forecast its run.
+
+    Args:
+        num_devices: devices of the run; 0: all CUDA devices where train.device is auto or cuda, else 1.
+
+    Raises:
+        ConfigError: no training list.
+        DataError: none of the clips tried can be read.
+    """
+    if not config.data.train:
+        raise ConfigError("a plan needs the training list: --data.train LIST")
+    annotations = build.build_annotations(config, config.data.train)
+    dataset = build.build_dataset(config, annotations, None, training=True)
+    device = build.build_device(config.train.device)
+    num_devices = num_devices or _num_devices(config)
+    disk = measure_disk(video_folder(config, annotations))
+    decode = measure_decode(dataset, repeats=config.data.repeats)
+    num_classes = max(2, len(annotations.label_names()))
+    model = build.build_model(config, num_classes).to(device)
+    with _threads(config.train.num_threads):
+        speed = measure_model(config, model, _example_clips(config, dataset, device))
+        model_cores = torch.get_num_threads() if device.type == "cpu" else 0
+    cores = num_cores()
+    rates = Rates(
+        decode_clips_per_second=decode.clips_per_second,
+        num_worker_cores=min(cores, num_devices * build.num_workers(config, num_devices)),
+        bytes_per_clip=decode.bytes_per_clip or 0.0,
+        disk_bytes_per_second=disk.bytes_per_second,
+        model_clips_per_second=speed.clips_per_second,
+        model_cores=model_cores,
+        num_cores=cores,
+    )
+    train = config.train
+    work = Workload(
+        clips_per_epoch=len(dataset) * config.data.repeats,
+        epochs=train.epochs,
+        global_batch_size=train.batch_size_per_device * train.accum_steps * num_devices,
+        num_devices=num_devices,
+    )
+    return _conclude(config, str(device), disk, decode, speed, rates, work, dataset)
+
+
+def _conclude(
+    config: RunConfig,
+    device: str,
+    disk: DiskRate,
+    decode: DecodeRate,
+    model: Throughput,
+    rates: Rates,
+    work: Workload,
+    dataset: ClipDataset,
+) -> Plan:
+    result = forecast(rates, work)
+    bits = bits_per_second(config, dataset)
+    longest = None
+    if bits and disk.bytes_per_second:
+        longest = longest_chunk_seconds(
+            work.global_batch_size, bits, result.step_seconds, disk.bytes_per_second
+        )
+    return Plan(
+        config=config,
+        device=device,
+        disk=disk,
+        decode=decode,
+        model=model,
+        rates=rates,
+        workload=work,
+        forecast=result,
+        bits_per_second=bits,
+        longest_chunk_seconds=longest,
+        io_share=result.device / result.io if disk.bytes_per_second else None,
+        advice=advice(
+            rates, work, result, prepared=bool(config.data.store), on_cpu=rates.model_cores > 0
+        ),
+    )
+
+
+def measure_model(config: RunConfig, model: VideoModel, clips: Tensor) -> Throughput:
+    """Time training steps on `clips`, repeated to the batch of `config`, or to fewer where that is too much."""
+    precision = config.train.precision
+    one = measure_training(model, clips[:1], precision=precision, repeats=1)
+    size = int(STEP_SECONDS / one.latency_seconds)
+    size = max(1, min(size, config.train.batch_size_per_device))
+    while True:
+        batch = clips[torch.arange(size, device=clips.device) % len(clips)]
+        try:
+            return measure_training(model, batch, precision=precision, seed=config.seed)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise ConfigError(
+                    "not even one clip fits into the device's memory: use --model.checkpointing, a smaller "
+                    "model, fewer tokens (--tokens.kind) or a smaller --data.size"
+                ) from None
+            size //= 2
+
+
+def _example_clips(config: RunConfig, dataset: ClipDataset, device: torch.device) -> Tensor:
+    """A few normalised clips, spread over the list: what the selector will see."""
+    clips, keys, last = [], [], None
+    for index in torch.linspace(0, len(dataset) - 1, MODEL_CLIPS).long().unique().tolist():
+        key = SampleKey(0, index)
+        try:
+            clips.append(dataset[key].clip)
+            keys.append(key)
+        except DecodeError as error:
+            last = error
+    if not clips:
+        raise DataError(f"none of the clips tried could be read; the last: {last}")
+    batch = Batch(torch.stack(clips), keys, num_clips=len(keys))
+    return build.build_augment(config, 0, training=False)(batch, device).clips
+
+
+def bits_per_second(config: RunConfig, dataset: ClipDataset) -> float | None:
+    """Mean bit rate of the store, or of a few of the raw videos."""
+    if config.data.store:
+        columns = ["bytes", "start_seconds", "end_seconds"]
+        rows = pq.read_table(Path(config.data.store, "manifest.parquet"), columns=columns)
+        size, first, last = (rows[name].to_numpy() for name in columns)
+        num_bytes, seconds = float(size.sum()), float((last - first).sum())
+    else:
+        num_bytes, seconds = 0.0, 0.0
+        for index in torch.linspace(0, len(dataset) - 1, MODEL_CLIPS).long().unique().tolist():
+            path = dataset.annotations.record(index).path
+            try:
+                seconds += dataset.library.info(path).duration_seconds
+                num_bytes += os.path.getsize(os.path.join(dataset.annotations.root, path))
+            except DecodeError:
+                continue
+    return 8 * num_bytes / seconds if seconds else None
+
+
+def video_folder(config: RunConfig, annotations: Annotations) -> Path:
+    """The folder whose disk the clips come from: the store, or that of the first raw video."""
+    if config.data.store:
+        return Path(config.data.store)
+    folder = Path(annotations.root)
+    return folder if folder.is_dir() else Path(annotations.record(0).path).parent
+
+
+def _num_devices(config: RunConfig) -> int:
+    return len(cuda_devices()) or 1 if config.train.device in ("auto", "cuda") else 1
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Compute with `number` CPU threads; 0: as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _duration(seconds: float) -> str:
+    """`1 h 05 min`, `5 min 10 s` or `3.2 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

@@ -1,0 +1,71 @@
+"""Costs: exact counts, bounds that follow from them, and measurements that are plausible."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from onereel.evaluation.efficiency import (
+    clip_macs,
+    measure_inference,
+    measure_training,
+    speedup_bound,
+)
+from onereel.models.heads import ClassificationHead
+from onereel.models.registry import create_encoder
+from onereel.models.video_model import VideoModel
+from onereel.tokens.selector import KeepAll, RandomTokens, Selector
+
+
+def make_model(name: str, num_frames: int, size: int, selector: Selector) -> VideoModel:
+    encoder = create_encoder(name, num_frames=num_frames, size=size, tubelet_size=2)
+    return VideoModel(encoder, ClassificationHead(encoder.embed_dim, 10, encoder.pool), selector)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "gmacs", "bound"), [(0.8, 137.0, 1.32), (0.5, 78.8, 2.29), (0.2, 28.8, 6.27)]
+)
+def test_published_cost_of_vit_base(ratio: float, gmacs: float, bound: float) -> None:
+    """VideoMAE ViT-B, 16 x 224 x 224, 1568 tokens: RLT's figures and what follows from them by token count."""
+    with torch.device("meta"):
+        model = make_model("vit_base_patch16_224", 16, 224, KeepAll())
+    kept = int(1568 * ratio)
+    assert clip_macs(model, 1568) / 1e9 == pytest.approx(180.3, abs=0.05)
+    assert clip_macs(model, kept) / 1e9 == pytest.approx(gmacs, abs=0.05)
+    assert speedup_bound(model, [kept, kept], 1568) == pytest.approx(bound, abs=0.01)
+
+
+@pytest.fixture
+def clips() -> torch.Tensor:
+    return torch.randn(3, 4, 3, 32, 32)
+
+
+def test_inference_is_measured_on_what_is_kept(clips: torch.Tensor) -> None:
+    model = make_model("vit_tiny_patch16_224", 4, 32, RandomTokens(0.5)).train()
+    speed = measure_inference(model, clips, repeats=3)
+    assert model.training
+    assert speed.batch_size == 3
+    assert speed.kept_ratio == 0.5
+    assert speed.macs_per_clip == clip_macs(model, 4)
+    assert speed.speedup_bound == pytest.approx(clip_macs(model, 8) / clip_macs(model, 4))
+    assert speed.clips_per_second == pytest.approx(3 / speed.latency_seconds)
+    assert speed.peak_memory_bytes is None or speed.peak_memory_bytes >= 0
+
+
+def test_training_is_measured_and_leaves_no_trace(clips: torch.Tensor) -> None:
+    model = make_model("vit_tiny_patch16_224", 4, 32, KeepAll()).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    speed = measure_training(model, clips, repeats=1)
+    assert not model.training
+    assert speed.kept_ratio == speed.speedup_bound == 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_peak_holds_the_weights(clips: torch.Tensor) -> None:
+    model = make_model("vit_tiny_patch16_224", 4, 32, KeepAll()).cuda()
+    speed = measure_training(model, clips.cuda(), precision="bf16")
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert speed.peak_memory_bytes is not None
+    assert speed.peak_memory_bytes > weights

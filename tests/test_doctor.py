@@ -1,0 +1,197 @@
+"""The doctor: its arithmetic exactly, its measurements on tiny inputs, its words for broken decoders."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onereel.doctor.arithmetic import Rates, Workload, advice, forecast, longest_chunk_seconds
+from onereel.doctor.measure import DiskRate, measure_decode, measure_disk
+from onereel.doctor.system import describe_disk, explain, probe
+from onereel.errors import DataError, DecodeError
+from onereel.types import SampleKey
+
+RATES = Rates(
+    decode_clips_per_second=100,
+    num_worker_cores=8,
+    bytes_per_clip=100e3,
+    disk_bytes_per_second=500e6,
+    model_clips_per_second=50,
+    model_cores=0,
+    num_cores=16,
+)
+WORK = Workload(clips_per_epoch=40_000, epochs=10, global_batch_size=256, num_devices=8)
+positive = st.floats(0.01, 1e6)
+
+
+def rates(**changes: float | None) -> Rates:
+    return Rates(**{**RATES.__dict__, **changes})
+
+
+def test_the_longest_chunk_of_avion() -> None:
+    """Eq. 3 with the paper's numbers: B = 1024, rho = 1 Mb/s, Delta = 4 s, S_r = 500 MB/s give T <= 15.6 s."""
+    assert longest_chunk_seconds(1024, 1e6, 4.0, 500e6) == pytest.approx(15.625)
+
+
+@given(batch=st.integers(1, 10_000), rate=positive, step=positive, disk=positive)
+def test_a_longest_chunk_fills_the_step_exactly(
+    batch: int, rate: float, step: float, disk: float
+) -> None:
+    chunk = longest_chunk_seconds(batch, rate, step, disk)
+    assert batch * rate / 8 * chunk == pytest.approx(disk * step)
+
+
+def test_each_part_can_limit() -> None:
+    result = forecast(RATES, WORK)
+    assert (result.io, result.cpu, result.device) == (5000, 800, 400)
+    assert (result.limit, result.clips_per_second, result.data_wait) == ("device", 400, 0)
+    assert (result.step_seconds, result.epoch_seconds, result.run_seconds) == (0.64, 100, 1000)
+    slow_cpu = forecast(rates(num_worker_cores=2), WORK)
+    assert (slow_cpu.limit, slow_cpu.clips_per_second, slow_cpu.data_wait) == ("cpu", 200, 0.5)
+    slow_disk = forecast(rates(disk_bytes_per_second=10e6), WORK)
+    assert (slow_disk.limit, slow_disk.clips_per_second) == ("io", 100)
+
+
+def test_an_unknown_disk_never_limits() -> None:
+    for unknown in (rates(disk_bytes_per_second=None), rates(bytes_per_clip=0.0)):
+        assert forecast(unknown, WORK).io == math.inf
+
+
+def test_decoding_in_the_training_process_takes_turns_with_the_model() -> None:
+    one = Workload(clips_per_epoch=1000, epochs=1, global_batch_size=8, num_devices=1)
+    result = forecast(rates(num_worker_cores=0), one)
+    assert result.clips_per_second == pytest.approx(1 / (1 / 100 + 1 / 50))
+    assert result.data_wait == pytest.approx(1 / 3)
+    assert result.limit == "device"
+
+
+def test_on_the_cpu_workers_and_model_share_the_cores() -> None:
+    one = Workload(clips_per_epoch=1000, epochs=1, global_batch_size=8, num_devices=1)
+    shared = rates(num_worker_cores=1, model_cores=2, num_cores=2)
+    assert forecast(shared, one).clips_per_second == pytest.approx(2 / (1 / 100 + 2 / 50))
+    plenty = rates(num_worker_cores=4, model_cores=2, num_cores=64)
+    assert forecast(plenty, one).clips_per_second == 50
+
+
+@given(
+    decode=positive,
+    workers=st.integers(0, 64),
+    size=positive,
+    disk=positive,
+    model=positive,
+    model_cores=st.integers(0, 8),
+)
+def test_together_is_never_faster_than_a_part(
+    decode: float, workers: int, size: float, disk: float, model: float, model_cores: int
+) -> None:
+    made = Rates(decode, workers, size, disk, model, model_cores, num_cores=64)
+    result = forecast(made, WORK)
+    parts = {"io": result.io, "cpu": result.cpu, "device": result.device}
+    assert 0 < result.clips_per_second <= min(parts.values()) * (1 + 1e-9)
+    assert parts[result.limit] == min(parts.values())
+    assert 0 <= result.data_wait < 1
+    assert result.run_seconds == pytest.approx(WORK.epochs * result.epoch_seconds)
+    said = advice(made, WORK, result, prepared=True, on_cpu=False)
+    word = {"io": "disk", "cpu": "decoding", "device": "model"}[result.limit]
+    assert said.startswith(("the " + word, word))
+
+
+def test_advice_says_to_prepare_raw_files_first() -> None:
+    result = forecast(rates(num_worker_cores=2), WORK)
+    assert "onereel prepare" in advice(RATES, WORK, result, prepared=False, on_cpu=False)
+    assert "4 decoding cores" in advice(RATES, WORK, result, prepared=True, on_cpu=False)
+
+
+def test_disk_rate_counts_what_it_read(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    sizes = {"a.mp4": 5_000_001, "sub/b.mp4": 300_000, "empty": 0}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    rate = measure_disk(tmp_path)
+    assert rate.num_bytes == sum(sizes.values())
+    assert rate.bytes_per_second is not None
+    assert rate.bytes_per_second > 0
+    assert any(word in rate.how for word in ("O_DIRECT", "fadvise", "warm"))
+    assert "MB/s over 5.3 MB" in describe_disk(rate)
+    assert measure_disk(tmp_path, max_bytes=1).num_bytes == sizes["a.mp4"]
+
+
+def test_disk_rate_of_nothing(tmp_path: Path) -> None:
+    rate = measure_disk(tmp_path)
+    assert rate == DiskRate(str(tmp_path), None, 0, "no readable file in it")
+    assert "nothing was measured" in describe_disk(rate)
+    with pytest.raises(DataError, match="not a folder"):
+        measure_disk(tmp_path / "absent")
+
+
+class FakeDataset:
+    """Ten clips, of which those with an index in `broken` cannot be read."""
+
+    def __init__(self, broken: set[int], file: Path) -> None:
+        self.broken, self.file = broken, file
+
+    def __len__(self) -> int:
+        return 10
+
+    def spec(self, key: SampleKey) -> None:
+        if key.index in self.broken:
+            raise DecodeError(f"{key.index}.mp4", "truncated")
+
+    def read_views(self, index: int, epoch: int, views: range) -> list[SimpleNamespace]:
+        self.file.read_bytes()
+        return [SimpleNamespace(clip=torch.zeros(1)) for _ in views]
+
+
+def test_decode_rate_counts_clips_bytes_and_failures(tmp_path: Path) -> None:
+    file = tmp_path / "clip"
+    file.write_bytes(bytes(100_000))
+    rate = measure_decode(FakeDataset({3}, file), repeats=2, max_clips=30)
+    assert rate.num_clips % 2 == 0
+    assert 0 < rate.num_failed < 15
+    assert rate.num_clips / 2 + rate.num_failed in (30, 31)
+    assert rate.clips_per_second > 0
+    if rate.bytes_per_clip is not None:
+        assert rate.bytes_per_clip == pytest.approx(50_000, rel=0.1)
+    with pytest.raises(DataError, match=r"none of 31 clips could be read; the first: .*truncated"):
+        measure_decode(FakeDataset(set(range(10)), file), max_clips=30)
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("OSError: libavutil.so.56: cannot open shared object file", "FFmpeg"),
+        ("RuntimeError: Could not load libtorchcodec. Likely causes: FFmpeg is not", "FFmpeg"),
+        ("OSError: libcudart.so.13: cannot open shared object file", "ABI mismatch"),
+        ("ImportError: x.so: undefined symbol: _ZN3c104cuda9SetDeviceEi", "ABI mismatch"),
+        ("ImportError: libcuda.so.1: cannot open shared object file", "NVIDIA driver"),
+        ("ImportError: something else", "something else"),
+    ],
+)
+def test_broken_decoders_are_explained(message: str, cause: str) -> None:
+    text = explain(f"Traceback (most recent call last):\n  File x\n{message}\n")
+    assert cause in text
+    assert "Traceback" not in text
+    assert "\n" not in text
+
+
+def test_crashes_and_silence_are_explained() -> None:
+    assert "crashes (signal 11)" in explain("", -11)
+    assert "exit code 3" in explain("", 3)
+
+
+def test_probe_reports_an_installed_decoder_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert probe("PyNvVideoCodec") == "not installed (optional)"
+    module = tmp_path / "PyNvVideoCodec.py"
+    module.write_text("__version__ = '2.2'\n")
+    assert probe("PyNvVideoCodec") == "2.2, works"
+    module.write_text("raise ImportError('libnvcuvid.so.1: cannot open shared object file')\n")
+    assert "NVIDIA driver" in probe("PyNvVideoCodec")
