@@ -1,0 +1,233 @@
+"""What a store knows of its chunks: one row each, written in parts while it grows, merged into two files at the end.
+
+`packets.arrow` is the truth: uncompressed Arrow IPC, memory-mapped by readers, rows sorted by (video, chunk), in
+record batches of `BATCH_ROWS` rows (the last may be shorter), so that row r is found without a search. Each row has
+the facts of a chunk and its packet index. `manifest.parquet` repeats the facts, for people and their tools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onereel.video.index import PacketIndex
+from onereel.video.probe import VIDEO_SUFFIXES
+
+BATCH_ROWS = 256
+MAX_NAME = 120
+"""Longest folder name taken over from a source (file systems allow 255 bytes)."""
+
+FACTS = pa.schema(
+    {
+        "video": pa.string(),
+        "chunk": pa.int32(),
+        "num_chunks": pa.int32(),
+        "path": pa.string(),
+        "source": pa.string(),
+        "source_bytes": pa.int64(),
+        "source_rotation": pa.int16(),
+        "start_seconds": pa.float64(),
+        "end_seconds": pa.float64(),
+        "first_frame": pa.int64(),
+        "num_frames": pa.int32(),
+        "video_frames": pa.int64(),
+        "fps_numerator": pa.int32(),
+        "fps_denominator": pa.int32(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "bytes": pa.int64(),
+        "checksum": pa.string(),
+        "psnr": pa.float32(),
+    }
+)
+"""A row of `manifest.parquet`. `psnr`: luma, in dB, of the encode against its scaled input, on every 7th frame.
+`num_chunks` and `video_frames` are those of the whole video; `source_rotation` is the clockwise turn applied."""
+
+PACKETS = pa.schema(
+    {
+        "codec": pa.string(),
+        "extradata": pa.binary(),
+        "pixel_format": pa.string(),
+        "color_space": pa.string(),
+        "color_range": pa.string(),
+        "time_base_numerator": pa.int32(),
+        "time_base_denominator": pa.int32(),
+        "first_pts": pa.int64(),
+        "pts_step": pa.int64(),
+        "rank": pa.list_(pa.int32()),
+        "position": pa.list_(pa.int64()),
+        "size": pa.list_(pa.int32()),
+        "key": pa.list_(pa.bool_()),
+        "reference": pa.list_(pa.bool_()),
+    }
+)
+"""What `packets.arrow` adds. The packet of display rank r has pts `first_pts + r * pts_step`."""
+
+ROWS = pa.schema([*FACTS, *PACKETS])
+
+
+def video_folder(name: str) -> str:
+    """The folder of a video's chunks, below the store: the source's path, made safe, different for every name."""
+    parts = [p for p in PurePosixPath(name).parts if p not in ("/", ".", "..")]
+    # A parent named like a video would lie where that video's chunks are.
+    parents = [
+        p.replace(".", "_") if Path(p).suffix.lower() in VIDEO_SUFFIXES else p for p in parts[:-1]
+    ]
+    safe = "/".join(
+        re.sub(r"[^\w.,+=@ -]", "_", p)[:MAX_NAME].strip() for p in [*parents, *parts[-1:]]
+    )
+    if safe != name:
+        safe += "-" + hashlib.blake2b(name.encode(), digest_size=5).hexdigest()
+    return f"chunks/{safe}"
+
+
+def chunk_row(facts: dict[str, Any], index: PacketIndex) -> dict[str, Any]:
+    """The row of a chunk whose file has the packet index `index`."""
+    shown = index.pts[index.packet_of_frame]
+    step = int(shown[1] - shown[0]) if len(shown) > 1 else 1
+    if (np.diff(shown) != step).any() or index.num_packets != index.num_frames:
+        raise AssertionError(f"{facts['path']} is not one packet per tick")
+    columns = ("rank", "position", "size", "key", "reference")
+    return {
+        **facts,
+        "num_frames": index.num_frames,
+        "height": index.height,
+        "width": index.width,
+        "codec": index.codec,
+        "extradata": index.extradata,
+        "pixel_format": index.pixel_format,
+        "color_space": index.color_space,
+        "color_range": index.color_range,
+        "time_base_numerator": index.time_base.numerator,
+        "time_base_denominator": index.time_base.denominator,
+        "first_pts": int(shown[0]),
+        "pts_step": step,
+        **{name: getattr(index, name) for name in columns},
+    }
+
+
+def packet_index(row: dict[str, pa.Array], i: int) -> PacketIndex:
+    """The packet index of row `i` of a record batch, given as its columns by name."""
+
+    def value(name: str) -> Any:
+        return row[name][i].as_py()
+
+    def numbers(name: str) -> np.ndarray:
+        return row[name][i].values.to_numpy(zero_copy_only=False)
+
+    rank, fps = numbers("rank"), Fraction(value("fps_numerator"), value("fps_denominator"))
+    return PacketIndex(
+        codec=value("codec"),
+        extradata=value("extradata"),
+        width=value("width"),
+        height=value("height"),
+        rotation=0,
+        pixel_format=value("pixel_format"),
+        color_space=value("color_space"),
+        color_range=value("color_range"),
+        time_base=Fraction(value("time_base_numerator"), value("time_base_denominator")),
+        stream=0,
+        position=numbers("position"),
+        size=numbers("size"),
+        rank=rank,
+        key=numbers("key"),
+        reference=numbers("reference"),
+        pts=value("first_pts") + rank.astype(np.int64) * value("pts_step"),
+        frame_times=np.arange(value("num_frames")) / float(fps),
+        constant_rate=True,
+        fps=float(fps),
+        addressable=True,
+        file_size=value("bytes"),
+        mtime_ns=0,
+    )
+
+
+def write_part(
+    rows: list[dict[str, Any]], out: Path, video: str, first_chunk: int, aside: Path
+) -> None:
+    """Record finished chunks so that a later run finds them."""
+    partial = aside / "part.arrow"
+    table = pa.Table.from_pylist(rows, schema=ROWS)
+    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
+        writer.write_table(table)
+    target = part_path(out, video, first_chunk)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(partial, target)
+
+
+def part_path(out: Path, video: str, first_chunk: int) -> Path:
+    return out / "parts" / video_folder(video) / f"{first_chunk:06d}.arrow"
+
+
+def read_rows(path: Path) -> pa.Table:
+    """All rows of an Arrow file of this store, memory-mapped."""
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all()
+
+
+def has_chunks(out: Path, rows: pa.Table, source_bytes: int) -> bool:
+    """Whether the chunk files of `rows` are in place, and were made from a source of that size."""
+    if rows["source_bytes"][0].as_py() != source_bytes:
+        return False
+    files = zip(rows["path"].to_pylist(), rows["bytes"].to_pylist())
+    return all(_size(out / path) == size for path, size in files)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
+def merge(out: Path, keep: Iterable[pa.Table], parts: Iterable[list[Path]]) -> None:
+    """Write `packets.arrow` and `manifest.parquet`.
+
+    Args:
+        out: the store.
+        keep: the rows of one video each, sorted by video.
+        parts: the part files of one video each, in order, sorted by video; none of those in `keep`.
+    """
+    added = (pa.concat_tables([read_rows(path) for path in paths]) for paths in parts)
+    tables = heapq.merge(keep, added, key=lambda table: table["video"][0].as_py())
+    packets, manifest = out / "packets.arrow", out / "manifest.parquet"
+    with (
+        pa.OSFile(f"{packets}.partial", "wb") as file,
+        pa.ipc.new_file(file, ROWS) as rows,
+        pq.ParquetWriter(f"{manifest}.partial", FACTS) as facts,
+    ):
+        for batch in _rebatched(tables):
+            rows.write_batch(batch)
+            facts.write_batch(batch.select(FACTS.names))
+    # The truth last: a run killed in between finds its parts again and merges once more.
+    os.replace(f"{manifest}.partial", manifest)
+    os.replace(f"{packets}.partial", packets)
+
+
+def _rebatched(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+    """The rows of `tables` in record batches of `BATCH_ROWS` rows."""
+    waiting: list[pa.Table] = []
+    num_waiting = 0
+    for table in tables:
+        waiting.append(table)
+        num_waiting += table.num_rows
+        while num_waiting >= BATCH_ROWS:
+            joined = pa.concat_tables(waiting)
+            yield _one_batch(joined.slice(0, BATCH_ROWS))
+            waiting, num_waiting = [joined.slice(BATCH_ROWS)], num_waiting - BATCH_ROWS
+    if num_waiting:
+        yield _one_batch(pa.concat_tables(waiting))
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]

@@ -1,0 +1,96 @@
+"""`store.json`: the file that makes a folder a chunk store, and what every chunk in it has in common."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+
+import onereel
+from onereel.errors import ConfigError, DataError
+from onereel.video.chunking import Settings
+
+MARKER = "store.json"
+FORMAT = 1
+"""Raised when older stores can no longer be read."""
+
+
+def read_marker(store: Path) -> dict[str, Any]:
+    """The contents of `store.json`; raises DataError where `store` is not a chunk store of this format."""
+    try:
+        content = json.loads((store / MARKER).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{store} is not a chunk store (no {MARKER}); make one with `onereel prepare SRC --out {store}`"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{store / MARKER} cannot be read ({error}); prepare into a new folder"
+        ) from error
+    if content.get("format") != FORMAT:
+        raise DataError(
+            f"{store} has store format {content.get('format')!r}, this version reads {FORMAT}; prepare it again"
+        )
+    return content
+
+
+@contextlib.contextmanager
+def open_store(store: Path, settings: Settings, root: str) -> Iterator[None]:
+    """Make the store or check that it is the same, and keep other runs out of it meanwhile.
+
+    Raises:
+        ConfigError: a setting differs from that of the existing store; both values are named.
+        DataError: the folder holds something else, or another run is writing to it.
+    """
+    marker = store / MARKER
+    wanted = {**dataclasses.asdict(settings), "root": root}
+    if not marker.exists():
+        _create(store, wanted)
+    with open(marker, "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"another run of prepare is writing to {store}; wait for it") from error
+        _check(store, read_marker(store)["settings"], wanted)
+        shutil.rmtree(store / "partial", ignore_errors=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(store / "partial", ignore_errors=True)
+
+
+def _create(store: Path, settings: dict[str, Any]) -> None:
+    aside = f"{MARKER}.partial"
+    if store.exists() and (not store.is_dir() or set(os.listdir(store)) - {aside}):
+        raise DataError(
+            f"{store} is not empty and is no chunk store (no {MARKER}); choose a new or an empty folder"
+        )
+    store.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format": FORMAT,
+        "settings": settings,
+        "versions": {"onereel": onereel.__version__, "av": av.__version__},
+    }
+    (store / aside).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(store / aside, store / MARKER)
+
+
+def _check(store: Path, existing: dict[str, Any], wanted: dict[str, Any]) -> None:
+    different = [
+        f"{name} is {wanted[name]!r} here and {existing.get(name)!r} in the store"
+        for name in wanted
+        if wanted[name] != existing.get(name)
+    ]
+    if different:
+        raise ConfigError(
+            f"{store} was made with other settings: {'; '.join(different)}. "
+            "Give the same ones, or prepare into a new folder."
+        )

@@ -1,0 +1,86 @@
+"""Which videos `prepare` was asked for: a folder, a list, a CSV, one file, or paths from Python."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from onereel.errors import DataError
+from onereel.video.probe import VIDEO_SUFFIXES
+
+
+class Source(NamedTuple):
+    """One video: its name in the store, and the file it is read from."""
+
+    name: str
+    path: str
+
+
+def list_sources(
+    source: str | os.PathLike[str] | Sequence[str], root: str = "", out: str = ""
+) -> tuple[str, list[Source]]:
+    """The root folder and the videos of `source`, each once, sorted by name.
+
+    A folder gives its files with a video suffix, at any depth, hidden ones and `out` left out, named relative to
+    it. A list gives the paths as written, relative ones from `root` (empty: the folder of the list; for paths from
+    Python, the current one). Raises DataError where `source` does not exist or names no video.
+    """
+    if not isinstance(source, str | os.PathLike):
+        folder = os.path.abspath(root or ".")
+        names: Iterable[str] = map(str, source)
+    elif os.path.isdir(source):
+        folder = os.path.abspath(source)
+        names = _files_below(folder, os.path.abspath(out) if out else "")
+    elif not os.path.isfile(source):
+        raise DataError(
+            f"{source} does not exist; prepare takes a folder of videos, a list or CSV, or one video file"
+        )
+    else:
+        folder = os.path.abspath(root or os.path.dirname(source) or ".")
+        is_video = Path(source).suffix.lower() in VIDEO_SUFFIXES
+        path = os.path.abspath(source)
+        names = [os.path.relpath(path, folder)] if is_video else _listed(Path(source))
+    sources = [Source(name, os.path.join(folder, name)) for name in sorted(set(names))]
+    if not sources:
+        raise DataError(
+            f"{source} names no video; files with these suffixes count: {' '.join(sorted(VIDEO_SUFFIXES))}"
+        )
+    return folder, sources
+
+
+def _files_below(folder: str, out: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [
+            d for d in folders if not d.startswith(".") and os.path.join(parent, d) != out
+        ]
+        for file in files:
+            if not file.startswith(".") and Path(file).suffix.lower() in VIDEO_SUFFIXES:
+                yield Path(os.path.relpath(os.path.join(parent, file), folder)).as_posix()
+
+
+def _listed(path: Path) -> Iterator[str]:
+    """The paths of a CSV with a `path` column, or of the first column of anything else."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is neither a video (by its suffix) nor a UTF-8 list") from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    header = next(csv.reader(lines[:1]), [])
+    if "path" in header:
+        column = header.index("path")
+        rows = csv.reader(lines[1:])
+        yield from (row[column] for row in rows if len(row) > column and row[column])
+    else:
+        yield from map(_first_column, lines)
+
+
+def _first_column(line: str) -> str:
+    """The path of `path`, `path,label` or `path label`, in which the path itself may have spaces and commas."""
+    line = candidate = line.strip()
+    while candidate and Path(candidate).suffix.lower() not in VIDEO_SUFFIXES:
+        cut = max(candidate.rfind(" "), candidate.rfind("\t"), candidate.rfind(","))
+        candidate = candidate[: max(cut, 0)].strip()
+    return candidate.strip('"') or line
