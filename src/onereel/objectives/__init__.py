@@ -1,6 +1,6 @@
 """Features to a loss: an objective bundles a model with what it learns, and says `{"loss": …}`."""
 
-from onereel.objectives.base import Objective, clip_generators, layer_of_vit, undecayed_names
+from onereel.objectives.base import Objective, clip_generators, layer_of_vit, undecayed_of_vit
 from onereel.objectives.classification import ClassificationObjective
 
 __all__ = [
@@ -8,5 +8,5 @@ __all__ = [
     "Objective",
     "clip_generators",
     "layer_of_vit",
-    "undecayed_names",
+    "undecayed_of_vit",
 ]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from onereel.seeding import stable_seed
 from onereel.types import Batch, SampleKey
 
+VIT_TABLES = ("pos_embed", "cls_token", "length_embed")
 
-@runtime_checkable
+
 class Objective(Protocol):
     """An `nn.Module` that the loop can train; the loop knows nothing else of it.
 
@@ -55,14 +55,10 @@ def layer_of_vit(name: str, depth: int) -> int:
     block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     if block:
         return int(block.group(1)) + 1
-    return 0 if re.search(r"embed|position|token", name) else depth + 1
+    is_embedding = "patch_embed." in name or name.rpartition(".")[2] in VIT_TABLES
+    return 0 if is_embedding else depth + 1
 
 
-def undecayed_names(module: nn.Module) -> set[str]:
-    """Full names of the parameters that submodules spare from weight decay by a `no_weight_decay()` of their own."""
-    return {
-        f"{prefix}.{name}"
-        for prefix, child in module.named_modules()
-        if prefix and hasattr(child, "no_weight_decay")
-        for name in child.no_weight_decay()
-    }
+def undecayed_of_vit(names: Iterable[str]) -> set[str]:
+    """Those of the parameter `names` that are position tables, class tokens or length embeddings: not decayed."""
+    return {name for name in names if name.rpartition(".")[2] in VIT_TABLES}

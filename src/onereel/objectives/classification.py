@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onereel.errors import DataError
-from onereel.objectives.base import clip_generators, layer_of_vit, undecayed_names
+from onereel.objectives.base import clip_generators, layer_of_vit, undecayed_of_vit
 from onereel.types import Batch
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ClassificationObjective(nn.Module):
         return layer_of_vit(name, self.num_layers - 2)
 
     def no_weight_decay(self) -> set[str]:
-        return undecayed_names(self)
+        return undecayed_of_vit(name for name, _ in self.named_parameters())
 
 
 def _targets(batch: Batch) -> tuple[Tensor, Tensor]:

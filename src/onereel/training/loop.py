@@ -97,7 +97,7 @@ def fit(
             if state.step == plan.total_steps:
                 return FitResult(state.step, state.best, metrics)
             lr = schedule(state.step)
-            unread.append(take_step(state, lr, batches, stop.requested))
+            unread.append(take_step(state, lr, batches, stop))
             state.step += 1
             log.advance(state.step)
             is_last = state.step == plan.total_steps

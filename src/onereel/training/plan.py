@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
-from onereel.config import RunConfig
+from onereel.config import OptimConfig, RunConfig
 from onereel.errors import ConfigError
-from onereel.training.schedule import scaled_lr
 from onereel.types import Batch
 
 
@@ -20,7 +18,7 @@ class Loader(Protocol):
     @property
     def num_batches(self) -> int: ...
 
-    def batches(self, epoch: int, start: int = 0) -> Generator[Batch]: ...
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ class StepPlan:
         first, position = divmod(step, self.steps_per_epoch)
         for epoch in range(first, self.epochs):
             start, stop = position * self.accum_steps, self.steps_per_epoch * self.accum_steps
-            with closing(loader.batches(epoch, start=start)) as batches:
-                yield from islice(batches, stop - start)
+            yield from islice(loader.batches(epoch, start=start), stop - start)
             position = 0
 
     def describe(self, config: RunConfig) -> str:
@@ -91,3 +88,10 @@ def plan_steps(config: RunConfig, num_batches: int, world_size: int = 1) -> Step
             "train.batch_size_per_device or train.accum_steps, or add videos"
         )
     return StepPlan(steps_per_epoch, train.epochs, train.accum_steps, global_batch_size)
+
+
+def scaled_lr(optim: OptimConfig, global_batch_size: int) -> float:
+    """`optim.lr` scaled linearly from `lr_batch_size` to the global batch (Goyal et al., arXiv 1706.02677)."""
+    if optim.lr_batch_size == 0:
+        return optim.lr
+    return optim.lr * global_batch_size / optim.lr_batch_size

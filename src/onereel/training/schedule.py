@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from onereel.config import OptimConfig
+from onereel.training.plan import StepPlan, scaled_lr
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,12 @@ class CosineSchedule:
         )
 
 
-def scaled_lr(optim: OptimConfig, global_batch_size: int) -> float:
-    """`optim.lr` scaled linearly from `lr_batch_size` to the global batch (Goyal et al., arXiv 1706.02677)."""
-    if optim.lr_batch_size == 0:
-        return optim.lr
-    return optim.lr * global_batch_size / optim.lr_batch_size
-
-
-def create_schedule(
-    optim: OptimConfig, steps_per_epoch: int, epochs: int, global_batch_size: int
-) -> CosineSchedule:
+def create_schedule(optim: OptimConfig, plan: StepPlan) -> CosineSchedule:
     """The schedule of a run; a warm-up longer than the run is cut to it."""
-    total_steps = steps_per_epoch * epochs
     return CosineSchedule(
-        lr=scaled_lr(optim, global_batch_size),
+        lr=scaled_lr(optim, plan.global_batch_size),
         warmup_lr=optim.warmup_lr,
         min_lr=optim.min_lr,
-        warmup_steps=min(round(optim.warmup_epochs * steps_per_epoch), total_steps),
-        total_steps=total_steps,
+        warmup_steps=min(round(optim.warmup_epochs * plan.steps_per_epoch), plan.total_steps),
+        total_steps=plan.total_steps,
     )

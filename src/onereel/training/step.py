@@ -23,6 +23,7 @@ from onereel.training.distributed import (
     rank,
     world_size,
 )
+from onereel.training.interrupt import StopRequest
 from onereel.training.optim import set_lr
 from onereel.training.state import TrainState
 from onereel.types import Batch, SampleKey
@@ -125,7 +126,7 @@ class TrainStep:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
 
     def __call__(
-        self, state: TrainState, lr: float, batches: Iterator[Batch], stop_requested: bool
+        self, state: TrainState, lr: float, batches: Iterator[Batch], stop: StopRequest
     ) -> StepResult:
         """Take the step after `state.step` at rate `lr` with the next micro-batches; `state.step` is left alone."""
         set_lr(self.optimizer, lr)
@@ -140,7 +141,7 @@ class TrainStep:
             totals = totals + self._sums(batch, outputs)
             losses.append(outputs["loss"].detach())
             keys.append(batch.keys)
-        totals = torch.cat([totals, self._on_device(float(stop_requested))])
+        totals = torch.cat([totals, self._on_device(float(stop.requested))])
         norm = self._update(all_reduce_sum(totals)[0])
         values = torch.cat([totals, norm.double().reshape(1)]).to("cpu", non_blocking=True)
         names = ["num_clips", "num_failed", *outputs, "stop", "grad_norm"]

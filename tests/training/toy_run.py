@@ -1,0 +1,220 @@
+"""A run small enough to kill: a linear model on random clips. Also a script, for runs that must die or be many.
+
+python toy_run.py RUN '{"train": {"epochs": 2}, "kill": {"step": 3}}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from onereel.config import RunConfig, from_dict
+from onereel.training import (
+    FitResult,
+    create_optimizer,
+    create_run,
+    create_schedule,
+    distributed,
+    fit,
+    plan_steps,
+    read_config,
+    resume_state,
+)
+from onereel.training import checkpoint as checkpoint_module
+from onereel.types import Batch, SampleKey
+
+NUM_CLASSES = 3
+SHAPE = (2, 3, 4, 4)
+NUM_VALUES = 2 * 3 * 4 * 4
+
+
+class ToyLoader:
+    """`num_clips` random clips, shuffled by (seed, epoch), dealt to ranks as the real loader deals them.
+
+    Args:
+        broken: indices of clips that cannot be read.
+        on_batch: called with (epoch, batch) before each batch.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        num_clips: int = 24,
+        rank: int = 0,
+        world_size: int = 1,
+        broken: frozenset[int] = frozenset(),
+        on_batch: Any = lambda epoch, batch: None,
+    ) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.clips = torch.randint(
+            0, 256, (num_clips, *SHAPE), generator=generator, dtype=torch.uint8
+        )
+        self.labels = torch.randint(0, NUM_CLASSES, (num_clips,), generator=generator)
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.num_batches = num_clips // (batch_size * world_size)
+        self.broken, self.on_batch = broken, on_batch
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        order = torch.randperm(
+            len(self.clips), generator=torch.Generator().manual_seed(epoch)
+        ).tolist()
+        for j in range(start, self.num_batches):
+            self.on_batch(epoch, j)
+            first = (j * self.world_size + self.rank) * self.batch_size
+            yield self._batch(epoch, order[first : first + self.batch_size])
+
+    def _batch(self, epoch: int, indices: list[int]) -> Batch:
+        good = [i for i in indices if i not in self.broken]
+        shown = good or indices[:1]
+        clips = self.clips[shown] if good else torch.zeros(1, *SHAPE, dtype=torch.uint8)
+        keys = [SampleKey(epoch, i) for i in shown]
+        return Batch(
+            clips,
+            keys,
+            labels=self.labels[shown],
+            num_failed=len(indices) - len(good),
+            num_clips=len(good),
+        )
+
+
+class ToyObjective(nn.Module):
+    """Two linear layers with dropout from the global generator."""
+
+    num_layers = 2
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.first = nn.Linear(NUM_VALUES, 8)
+        self.last = nn.Linear(8, NUM_CLASSES)
+        for parameter in self.parameters():
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        self.dropout = dropout
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        hidden = self.first(batch.clips.flatten(1)).relu()
+        logits = self.last(F.dropout(hidden, self.dropout, self.training)).float()
+        tokens = 2 * batch.num_clips
+        stats = {"num_tokens": tokens, "num_tokens_dense": 2 * tokens, "flops": 6.0 * tokens}
+        if batch.num_clips == 0:
+            zero = logits.sum() * 0.0
+            return {"loss": zero, "top1": zero.detach(), "stats": stats}
+        top1 = (logits.argmax(1) == batch.labels).float().mean()
+        return {"loss": F.cross_entropy(logits, batch.labels), "top1": top1, "stats": stats}
+
+    def layer_of(self, name: str) -> int:
+        return int(name.startswith("last"))
+
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+
+def normalise(batch: Batch, device: torch.device) -> Batch:
+    batch.clips = batch.clips.to(device).float() / 255 - 0.5
+    return batch
+
+
+def toy_config(**sections: dict[str, Any]) -> RunConfig:
+    """A config that logs each step and saves every third; `train={"epochs": 3}` overrides fields."""
+    base: dict[str, dict[str, Any]] = {
+        "train": {
+            "epochs": 2,
+            "batch_size_per_device": 4,
+            "log_every": 1,
+            "save_every": 3,
+            "device": "cpu",
+        },
+        "optim": {"lr": 0.05, "lr_batch_size": 0, "warmup_epochs": 0.5},
+    }
+    for name, values in sections.items():
+        base[name] = {**base.get(name, {}), **values}
+    return from_dict(RunConfig, base)
+
+
+def train(
+    run: Path,
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    objective: nn.Module | None = None,
+    loader: Any = None,
+    **options: Any,
+) -> FitResult:
+    """Start or continue the toy run in this process, or these processes."""
+    with distributed("cpu") as world:
+        create_run(run, config, resume=resume)
+        config = read_config(run)
+        objective = objective or ToyObjective(dropout=0.2)
+        loader = loader or ToyLoader(
+            config.train.batch_size_per_device, rank=world.rank, world_size=world.world_size
+        )
+        plan = plan_steps(config, loader.num_batches, world.world_size)
+        return fit(
+            objective,
+            loader,
+            normalise,
+            create_optimizer(objective, config.optim),
+            create_schedule(config.optim, plan),
+            config=config,
+            run=run,
+            device=world.device,
+            class_names=("a", "b", "c"),
+            resume=resume_state(run) if resume else None,
+            **options,
+        )
+
+
+def read_metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_while_writing(step: int) -> None:
+    """Make the checkpoint of `step` end in the middle of its file."""
+    write = checkpoint_module._write
+
+    def write_half(state: dict[str, Any], file: Any) -> None:
+        if state["step"] == step:
+            file.write(b"PK half of a checkpoint")
+            file.flush()
+            _die()
+        write(state, file)
+
+    checkpoint_module._write = write_half
+
+
+def main(run: str, options: str) -> None:
+    torch.set_num_threads(1)
+    sections = json.loads(options)
+    kill = sections.pop("kill", {})
+    dropout = sections.pop("dropout", 0.2)
+    config = toy_config(**sections)
+    loader = None
+    if "step" in kill:
+
+        def die_at(epoch: int, batch: int) -> None:
+            if epoch * loader.num_batches + batch == kill["step"] * config.train.accum_steps:
+                _die()
+
+        loader = ToyLoader(config.train.batch_size_per_device, on_batch=die_at)
+    if "save" in kill:
+        _die_while_writing(kill["save"])
+    train(Path(run), config, loader=loader, objective=ToyObjective(dropout))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
