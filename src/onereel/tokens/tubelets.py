@@ -37,18 +37,14 @@ def clip_grid(clips: Tensor, tubelet_size: int, patch_size: int) -> TubeletGrid:
     return tubelet_grid(num_frames, height, width, tubelet_size, patch_size)
 
 
-def tubelet_view(clips: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
-    """`clips (B,T,C,H,W)` seen as `(B, gt, gh, gw, C, t, p, p)`, without a copy."""
+def patchify(clips: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
+    """`clips (B,T,C,H,W)` to patches `(B,N,P)`: N in order (t,h,w), the P values of a patch in order (c,t,h,w)."""
     gt, gh, gw = clip_grid(clips, tubelet_size, patch_size)
     blocks = clips.unflatten(1, (gt, tubelet_size))
     blocks = blocks.unflatten(-1, (gw, patch_size)).unflatten(-3, (gh, patch_size))
     # (B, gt, t, C, gh, p, gw, p) -> (B, gt, gh, gw, C, t, p, p)
-    return blocks.permute(0, 1, 4, 6, 3, 2, 5, 7)
-
-
-def patchify(clips: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
-    """`clips (B,T,C,H,W)` to patches `(B,N,P)`: N in order (t,h,w), the P values of a patch in order (c,t,h,w)."""
-    return tubelet_view(clips, tubelet_size, patch_size).flatten(4).flatten(1, 3)
+    blocks = blocks.permute(0, 1, 4, 6, 3, 2, 5, 7)
+    return blocks.flatten(4).flatten(1, 3)
 
 
 def unpatchify(patches: Tensor, grid: TubeletGrid, tubelet_size: int, patch_size: int) -> Tensor:

@@ -1,0 +1,76 @@
+"""Clips to tubelets and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onereel.errors import ConfigError
+from onereel.tokens.tubelets import patchify, tubelet_grid, unpatchify
+
+small = st.integers(1, 3)
+
+
+@given(gt=small, gh=small, gw=small, tubelet=small, patch=st.integers(1, 4), channels=small)
+def test_round_trip(gt: int, gh: int, gw: int, tubelet: int, patch: int, channels: int) -> None:
+    clips = torch.randn(2, gt * tubelet, channels, gh * patch, gw * patch)
+    grid = tubelet_grid(gt * tubelet, gh * patch, gw * patch, tubelet, patch)
+    patches = patchify(clips, tubelet, patch)
+    assert grid == (gt, gh, gw)
+    assert patches.shape == (2, grid.num_tokens, channels * tubelet * patch**2)
+    assert torch.equal(unpatchify(patches, grid, tubelet, patch), clips)
+
+
+def test_order_is_time_height_width_and_in_a_patch_channel_time_height_width() -> None:
+    clips = torch.arange(4 * 3 * 4 * 6).float().reshape(1, 4, 3, 4, 6)
+    patches = patchify(clips, 2, 2)
+    n = 0
+    for t in range(2):
+        for h in range(2):
+            for w in range(3):
+                block = clips[0, 2 * t : 2 * t + 2, :, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2]
+                assert torch.equal(patches[0, n], block.transpose(0, 1).flatten())
+                n += 1
+
+
+@pytest.mark.parametrize(
+    ("frames", "tubelet", "patch", "tokens"), [(16, 2, 16, 1568), (16, 1, 14, 4096)]
+)
+def test_the_grids_of_the_papers(frames: int, tubelet: int, patch: int, tokens: int) -> None:
+    assert tubelet_grid(frames, 224, 224, tubelet, patch).num_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (15, 224, 224, 2, 16),
+            "num_frames 15 is not a multiple of tubelet_size 2. Use num_frames 14 or 16",
+        ),
+        (
+            (16, 225, 224, 2, 16),
+            "height 225 is not a multiple of patch_size 16. Use height 224 or 240",
+        ),
+        (
+            (16, 224, 100, 2, 16),
+            "width 100 is not a multiple of patch_size 16. Use width 96 or 112",
+        ),
+        (
+            (1, 224, 224, 2, 16),
+            "num_frames 1 is not a multiple of tubelet_size 2. Use num_frames 2,",
+        ),
+        ((16, 224, 224, 0, 16), "tubelet_size is 0; allowed: 1 or more"),
+    ],
+)
+def test_sides_that_do_not_divide_say_what_would(arguments: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tubelet_grid(*arguments)
+
+
+def test_clips_without_a_batch_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"clips must be \(B, T, C, H, W\), not \(16, 3, 32, 32\)"
+    ):
+        patchify(torch.zeros(16, 3, 32, 32), 2, 16)
