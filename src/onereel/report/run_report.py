@@ -1,0 +1,107 @@
+"""`report.html`: one page, from the files of the run folder alone, that needs no network and no script."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from onereel.report import view
+from onereel.report.run_files import RunFiles, read_run
+
+QUARANTINE_ROWS = 200
+
+
+def write_report(run: str | Path) -> Path:
+    """Write `run/report.html` from the run's own files and return its path; a run in progress gives a shorter page.
+
+    Raises:
+        ConfigError: there is no run in the folder.
+    """
+    folder = Path(run)
+    page = render_report(read_run(folder))
+    target = folder / "report.html"
+    aside = folder / ".report.html.partial"
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(target)
+    return target
+
+
+def render_report(files: RunFiles) -> str:
+    """The page as text."""
+    main, dense = view.main_evaluation(files), view.dense_evaluation(files)
+    recipe = str(files.config.get("recipe") or files.folder.name)
+    return (
+        _environment()
+        .get_template("run_report.html.jinja")
+        .render(
+            title=f"{recipe}: {files.config.get('model', {}).get('name', 'run')}",
+            recipe=recipe,
+            headline=view.headline(files),
+            tiles=view.tiles(files),
+            charts=view.charts(files),
+            main=main,
+            dense=dense,
+            rows=[view.evaluation_row(one, dense) for one in files.evaluations],
+            confusions=[view.confusion(one) for one in files.evaluations],
+            class_rows=view.class_rows(files),
+            examples=_examples(files),
+            settings=view.settings(files.config),
+            versions=files.versions,
+            quarantine_header=files.quarantine[0] if files.quarantine else [],
+            quarantine=files.quarantine[1 : 1 + QUARANTINE_ROWS],
+            num_quarantined=max(0, len(files.quarantine) - 1),
+            commands=_commands(files),
+            unreadable=files.unreadable,
+        )
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("onereel.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["decimals"] = _decimals
+    return environment
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _decimals(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _commands(files: RunFiles) -> list[tuple[str, str]]:
+    """(what it does, the command) to go on from here."""
+    run = shlex.quote(str(files.folder))
+    evaluate = f"onereel eval {run}"
+    return [
+        ("Resume training where it stopped", f"onereel train --resume {run}"),
+        ("Evaluate the newest checkpoint", f"{evaluate} --name val"),
+        ("Evaluate it with every token", f"{evaluate} --tokens.kind all --name dense"),
+        ("Label other videos", f"onereel predict {run} VIDEO.mp4"),
+        ("Write this page again", f"onereel report {run}"),
+    ]
+
+
+def _examples(files: RunFiles) -> list[dict[str, Any]]:
+    """The entries of examples.json with each picture's bytes; one whose picture is gone is named, not shown."""
+    found = []
+    for entry in files.examples:
+        path = files.folder / "examples" / Path(entry["file"]).name
+        if not path.is_file():
+            files.unreadable.append(f"{path.name}: missing")
+            continue
+        encoded = base64.b64encode(path.read_bytes()).decode("ascii")
+        found.append({**entry, "data": f"data:image/jpeg;base64,{encoded}"})
+    return found
