@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from onereel.config import DataConfig, ModelConfig, RunConfig, TokensConfig, TrainConfig
+from onereel.doctor import plan_run, run_doctor
 from onereel.doctor.arithmetic import Rates, Workload, advice, forecast, longest_chunk_seconds
 from onereel.doctor.measure import DiskRate, measure_decode, measure_disk
+from onereel.doctor.planning import duration
 from onereel.doctor.system import describe_disk, explain, probe
-from onereel.errors import DataError, DecodeError
+from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.types import SampleKey
+from onereel.video.prepare import prepare
 
 RATES = Rates(
     decode_clips_per_second=100,
@@ -195,3 +204,82 @@ def test_probe_reports_an_installed_decoder_in_words(
     assert probe("PyNvVideoCodec") == "2.2, works"
     module.write_text("raise ImportError('libnvcuvid.so.1: cannot open shared object file')\n")
     assert "NVIDIA driver" in probe("PyNvVideoCodec")
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    """A list of two videos of 2 s with a label each, and a third that is broken."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name in ("a.mp4", "b.mp4"):
+        make_video(folder / name, num_frames=60)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    path = folder / "train.csv"
+    path.write_text("path,label\na.mp4,clap\nb.mp4,wave\nbroken.mp4,clap\n")
+    return path
+
+
+@pytest.fixture
+def config(listing: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    monkeypatch.setenv("ONEREEL_CACHE", str(listing.parent / "cache"))
+    return RunConfig(
+        data=DataConfig(train=str(listing), num_frames=4, size=32, num_workers=1, repeats=2),
+        tokens=TokensConfig(kind="random", keep_ratio=0.5),
+        model=ModelConfig(name="vit_tiny_patch16_224"),
+        train=TrainConfig(epochs=7, batch_size_per_device=4, accum_steps=2, device="cpu"),
+    )
+
+
+def printed(what: object) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(what)
+    return console.file.getvalue()
+
+
+def test_a_plan_of_raw_files(config: RunConfig) -> None:
+    plan = plan_run(config)
+    assert plan.workload == Workload(6, 7, 8, 1)
+    assert plan.model.kept_ratio == 0.5
+    assert plan.model.batch_size <= 4
+    assert plan.decode.num_failed > 0
+    assert plan.bits_per_second is not None
+    video = config.data.train.replace("train.csv", "a.mp4")
+    assert plan.bits_per_second == pytest.approx(8 * Path(video).stat().st_size / 2, rel=0.2)
+    assert plan.forecast == forecast(plan.rates, plan.workload)
+    text = printed(plan)
+    for words in ("clips/s", "together", "for 7 epochs", "advice:", "Eq. 3", "could not be read"):
+        assert words in text
+
+
+def test_a_plan_and_a_checkup_of_a_store(config: RunConfig, listing: Path, tmp_path: Path) -> None:
+    prepare(str(listing), str(tmp_path / "store"), short_side=64, num_workers=1)
+    store = str(tmp_path / "store")
+    rows = pq.read_table(tmp_path / "store" / "manifest.parquet")
+    plan = plan_run(replace(config, data=replace(config.data, store=store)))
+    assert plan.disk.folder == store
+    assert plan.bits_per_second == pytest.approx(8 * sum(rows["bytes"].to_pylist()) / 4)
+    assert plan.longest_chunk_seconds is not None
+    report = run_doctor(store=store, config=config)
+    assert report.decode is not None
+    assert report.decode.num_failed == 0
+    text = printed(report)
+    for words in ("PyAV", "libx264", "torch", "TFLOP/s bf16", "MB/s", "clips/s per core"):
+        assert words in text
+
+
+def test_a_plan_needs_videos(config: RunConfig) -> None:
+    with pytest.raises(ConfigError, match=r"--data\.train"):
+        plan_run(RunConfig())
+    listing = Path(config.data.train)
+    only = listing.with_name("only_broken.csv")
+    only.write_text("path,label\nbroken.mp4,clap\n")
+    with pytest.raises(DataError, match="none of"):
+        plan_run(replace(config, data=replace(config.data, train=str(only))))
+    with pytest.raises(DataError):
+        run_doctor(store=str(listing.parent / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.21, "3.2 s"), (310, "5 min 10 s"), (3900.0, "1 h 05 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -141,5 +141,6 @@ def advice(rates: Rates, work: Workload, result: Forecast, *, prepared: bool, on
     )
     return (
         f"the model limits, data could come {spare:.1f}x as fast: keep fewer tokens "
-        f"(--tokens.kind run-length, or random with --tokens.keep-ratio), or use {faster}"
+        f"(--tokens.kind run-length with a higher --tokens.threshold, or random with a lower "
+        f"--tokens.keep-ratio), or use {faster}"
     )

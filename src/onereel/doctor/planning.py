@@ -29,6 +29,7 @@ from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure
 from onereel.doctor.system import cuda_devices, describe_disk, num_cores
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.efficiency import Throughput, measure_training
+from onereel.training import pick_device
 from onereel.types import Batch, SampleKey
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 MODEL_CLIPS = 8
 """Clips of the videos that the model is timed on; a larger batch repeats them."""
-STEP_SECONDS = 5.0
+STEP_SECONDS = 4.0
 """A step that would take longer is timed on fewer clips."""
 
 
@@ -98,8 +99,8 @@ class Plan:
     def _sentences(self) -> Iterator[str]:
         result, work = self.forecast, self.workload
         yield (
-            f"time: {_duration(result.epoch_seconds)} per epoch of {work.clips_per_epoch} clips, "
-            f"{_duration(result.run_seconds)} for {work.epochs} epochs, without evaluation; "
+            f"time: {duration(result.epoch_seconds)} per epoch of {work.clips_per_epoch} clips, "
+            f"{duration(result.run_seconds)} for {work.epochs} epochs, without evaluation; "
             f"the device waits {result.data_wait:.0%} of it for data"
         )
         yield f"advice: {self.advice}"
@@ -139,7 +140,7 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
         raise ConfigError("a plan needs the training list: --data.train LIST")
     annotations = build.build_annotations(config, config.data.train)
     dataset = build.build_dataset(config, annotations, None, training=True)
-    device = build.build_device(config.train.device)
+    device = pick_device(config.train.device)
     num_devices = num_devices or _num_devices(config)
     disk = measure_disk(video_folder(config, annotations))
     decode = measure_decode(dataset, repeats=config.data.repeats)
@@ -204,22 +205,31 @@ def _conclude(
 
 
 def measure_model(config: RunConfig, model: VideoModel, clips: Tensor) -> Throughput:
-    """Time training steps on `clips`, repeated to the batch of `config`, or to fewer where that is too much."""
-    precision = config.train.precision
-    one = measure_training(model, clips[:1], precision=precision, repeats=1)
-    size = int(STEP_SECONDS / one.latency_seconds)
-    size = max(1, min(size, config.train.batch_size_per_device))
-    while True:
+    """Time training steps on `clips`, repeated to the batch of `config`, or to fewer where that is too much.
+
+    Raises ConfigError where not even one clip fits into memory.
+    """
+    wanted, precision = config.train.batch_size_per_device, config.train.precision
+
+    def measure(size: int, repeats: int) -> Throughput:
         batch = clips[torch.arange(size, device=clips.device) % len(clips)]
-        try:
-            return measure_training(model, batch, precision=precision, seed=config.seed)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise ConfigError(
-                    "not even one clip fits into the device's memory: use --model.checkpointing, a smaller "
-                    "model, fewer tokens (--tokens.kind) or a smaller --data.size"
-                ) from None
-            size //= 2
+        return measure_training(
+            model, batch, precision=precision, seed=config.seed, repeats=repeats
+        )
+
+    size, fits = 1, 0
+    try:
+        while size > fits:  # grow towards the batch for as long as a step stays short
+            seconds = measure(size, repeats=1).latency_seconds
+            size, fits = max(size, min(wanted, int(size * STEP_SECONDS / seconds))), size
+        return measure(size, repeats=3)
+    except torch.OutOfMemoryError:
+        if fits:
+            return measure(fits, repeats=3)
+    raise ConfigError(
+        "not even one clip fits into the device's memory: use --model.checkpointing, a smaller model, fewer "
+        "tokens (--tokens.kind) or a smaller --data.size"
+    )
 
 
 def _example_clips(config: RunConfig, dataset: ClipDataset, device: torch.device) -> Tensor:
@@ -280,7 +290,7 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`1 h 05 min`, `5 min 10 s` or `3.2 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
