@@ -56,14 +56,23 @@ def distributed(device: str = "auto") -> Iterator[World]:
 
 
 def pick_device(device: str, local_rank: int | None = None) -> torch.device:
-    """The device that `device` names; `local_rank` overrides the number of a CUDA device."""
+    """The device that `device` names; `local_rank` overrides the number of a CUDA device.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not device.startswith("cuda"):
-        return torch.device(device)
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or not (index.isdecimal() or not index):
+        raise ConfigError(f"train.device is {device!r}; allowed: auto, cpu, cuda, cuda:NUMBER")
+    if kind == "cpu":
+        return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ConfigError(f"train.device is {device!r} but no CUDA device is usable; allowed: cpu")
-    number = int(device.partition(":")[2] or 0) if local_rank is None else local_rank
+        raise ConfigError(
+            f"train.device is {device!r}, and PyTorch {torch.__version__} sees no CUDA device; allowed: auto, cpu"
+        )
+    number = int(index or 0) if local_rank is None else local_rank
     if number >= torch.cuda.device_count():
         raise ConfigError(
             f"CUDA device {number} was asked for and there are {torch.cuda.device_count()}; "

@@ -1,0 +1,93 @@
+"""Two processes are one process with the same global batch; one process needs no launcher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from onereel.errors import ConfigError
+from onereel.training import (
+    all_reduce_sum,
+    distributed,
+    gather_objects,
+    is_main,
+    pick_device,
+    rank,
+    run_on_main,
+    world_size,
+)
+from onereel.training.checkpoint import latest_valid
+
+SCRIPT = Path(__file__).parent / "toy_run.py"
+
+
+def launch(run: Path, **sections) -> None:
+    """The toy run as two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", "2", str(SCRIPT), str(run), json.dumps(sections)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def check_two_are_one(toy, tmp_path, accum_steps, **optim):
+    """2 processes x `accum_steps` against 1 process x 2 `accum_steps`."""
+    sections = {"optim": {"kind": "sgd", "lr": 0.2, "clip_grad_norm": 0.5, **optim}}
+    two = {"train": {"batch_size_per_device": 2, "accum_steps": accum_steps}, **sections}
+    one = {"train": {"batch_size_per_device": 2, "accum_steps": 2 * accum_steps}, **sections}
+    launch(tmp_path / "two", dropout=0.0, **two)
+    toy.train(tmp_path / "one", toy.toy_config(**one), objective=toy.ToyObjective())
+    for name in ("loss", "top1", "grad_norm"):
+        curves = [[r[name] for r in toy.read_metrics(tmp_path / run)] for run in ("one", "two")]
+        assert curves[1] == pytest.approx(curves[0], rel=0, abs=1e-6), name
+        assert len(curves[0]) == 2 * (24 // (4 * accum_steps))
+    weights = [latest_valid(tmp_path / run)[1]["model"] for run in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-6)
+
+
+def test_two_processes_have_the_losses_of_one(toy, tmp_path):
+    check_two_are_one(toy, tmp_path, accum_steps=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"kind": "adamw", "lr": 0.01}, {"ema_decay": 0.9}])
+def test_two_processes_have_the_losses_of_one_with_other_optimisers(toy, tmp_path, options):
+    check_two_are_one(toy, tmp_path, accum_steps=1, **options)
+
+
+def test_one_process_needs_no_launcher():
+    with distributed("cpu") as world:
+        assert (world.rank, world.world_size, world.device) == (0, 1, torch.device("cpu"))
+        assert (rank(), world_size(), is_main()) == (0, 1, True)
+        assert torch.equal(all_reduce_sum(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
+        assert gather_objects("x") == ["x"]
+        assert run_on_main(lambda: 7) == 7
+
+
+def test_an_error_of_the_main_process_is_everyones():
+    def fail():
+        raise ConfigError("no")
+
+    with pytest.raises(ConfigError, match="no"):
+        run_on_main(fail)
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"'cuda'.*allowed: auto, cpu"):
+        pick_device("cuda")
+    with pytest.raises(ConfigError, match="'gpu'"):
+        pick_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto", local_rank=1) == torch.device("cuda:1")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    assert pick_device("cuda") == torch.device("cuda:0")
+    with pytest.raises(ConfigError, match=r"there are 2.*nproc-per-node"):
+        pick_device("auto", local_rank=2)
