@@ -174,11 +174,15 @@ def test_decode_rate_counts_clips_bytes_and_failures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("message", "cause"),
     [
-        ("OSError: libavutil.so.56: cannot open shared object file", "FFmpeg"),
-        ("RuntimeError: Could not load libtorchcodec. Likely causes: FFmpeg is not", "FFmpeg"),
-        ("OSError: libcudart.so.13: cannot open shared object file", "ABI mismatch"),
-        ("ImportError: x.so: undefined symbol: _ZN3c104cuda9SetDeviceEi", "ABI mismatch"),
+        ("OSError: libavutil.so.60: cannot open shared object file: No such file", "FFmpeg"),
+        ("OSError: libnvrtc.so.13: cannot open shared object file: No such file", "ABI mismatch"),
+        ("OSError: libtorch_cuda.so: cannot open shared object file: No such file", "ABI mismatch"),
+        ("ImportError: /x/libtorchcodec_core5.so: undefined symbol: _ZN3c104cuda", "ABI mismatch"),
         ("ImportError: libcuda.so.1: cannot open shared object file", "NVIDIA driver"),
+        (
+            "RuntimeError: no: libnvidia-encode.so.1: cannot open shared object file",
+            "NVIDIA driver",
+        ),
         ("ImportError: something else", "something else"),
     ],
 )
@@ -187,6 +191,16 @@ def test_broken_decoders_are_explained(message: str, cause: str) -> None:
     assert cause in text
     assert "Traceback" not in text
     assert "\n" not in text
+
+
+def test_a_decoder_that_fits_one_of_several_libraries_is_judged_by_that_one() -> None:
+    """torchcodec tries FFmpeg 8 to 4; here FFmpeg 5 is installed, and PyTorch is the wrong one."""
+    message = (
+        "OSError: libavutil.so.60: cannot open shared object file: No such file or directory\n"
+        "OSError: /x/libtorchcodec_core5.so: undefined symbol: _ZN3c106detail\n"
+        "RuntimeError: Could not load libtorchcodec. Likely causes: FFmpeg is not installed\n"
+    )
+    assert "ABI mismatch" in explain(message)
 
 
 def test_crashes_and_silence_are_explained() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,17 +26,16 @@ OPTIONAL_DECODERS = {
     "torchcodec": "import torchcodec, torchcodec.decoders",
     "PyNvVideoCodec": "import PyNvVideoCodec",
 }
-# The cause behind a failed import, by what its message mentions; the first that fits is named.
+# What the dynamic loader says when it fails; torchcodec quotes it once for each FFmpeg that it tries.
+LOADER = re.compile(r"\S+: (?:undefined symbol: \S+|cannot open shared object file)")
+# The cause behind such a line, most telling first: a missing FFmpeg 8 says nothing where FFmpeg 5 was found.
 CAUSES = (
     (
-        ("libcuda.so", "libnvcuvid", "nvidia driver"),
-        "the NVIDIA driver's libraries are not installed",
-    ),
-    (
-        ("undefined symbol", "libtorch", "libcudart", "libnvrtc", "abi"),
+        r"undefined symbol|libtorch(_\w+)?\.so|libc10|libcudart|libnvrtc",
         "it was built for another PyTorch (ABI mismatch); install the release that pairs with this one",
     ),
-    (("libav", "ffmpeg"), "FFmpeg's shared libraries are not installed"),
+    (r"libcuda\.so|libnvcuvid|libnvidia", "the NVIDIA driver's libraries are not installed"),
+    (r"libav|libsw", "FFmpeg's shared libraries are not installed"),
 )
 
 
@@ -167,9 +167,10 @@ def explain(message: str, returncode: int = 1) -> str:
     """The cause of a failed import from what it printed: one clause, then the line that shows it."""
     if returncode < 0:
         return f"importing it crashes (signal {-returncode})"
-    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
-    for words, cause in CAUSES:
-        for line in reversed(lines):
-            if any(word in line.lower() for word in words):
-                return f"{cause} ({line[:200]})"
+    said = [match[0] for match in LOADER.finditer(message)]
+    for pattern, cause in CAUSES:
+        for line in said:
+            if re.search(pattern, line):
+                return f"{cause} ({line[-200:]})"
+    lines = [line for line in message.splitlines() if re.match(r"[\w.]*(Error|Exception)\b", line)]
     return lines[-1][:200] if lines else f"its import ends with exit code {returncode}"
