@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from onereel.report.text import short_number
+
 WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 84, 14, 14, 46
 MAX_POINTS = 240
 """Longer curves are drawn as means of neighbouring records."""
 
@@ -107,20 +109,6 @@ def line_chart(
         if longest > MAX_POINTS
         else "",
     )
-
-
-def short_number(value: float) -> str:
-    """Three significant digits, thousands grouped: 1,250,000; 0.0312; 1e-06."""
-    if value == 0:
-        return "0"
-    if 1e-4 <= abs(value) < 1000:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2g}"
-
-
-def percent(value: float) -> str:
-    """A share as percent, for axes."""
-    return f"{100 * value:.3g} %"
 
 
 def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

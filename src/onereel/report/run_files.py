@@ -44,7 +44,7 @@ class Evaluation:
 
     @property
     def top1_interval(self) -> tuple[float, float] | None:
-        """95 % interval of top-1 for this many videos (Wilson 1927)."""
+        """95 % interval of top-1 for this many samples (Wilson 1927)."""
         top1, num_videos = self.values.get("top1"), self.values.get("num_videos")
         if top1 is None or not num_videos:
             return None

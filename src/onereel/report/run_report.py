@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from onereel.report import view
+from onereel.report import text, view
 from onereel.report.run_files import RunFiles, read_run
 
 QUARANTINE_ROWS = 200
@@ -46,7 +46,7 @@ def render_report(files: RunFiles) -> str:
             main=main,
             dense=dense,
             rows=[view.evaluation_row(one, dense) for one in files.evaluations],
-            confusions=[view.confusion(one) for one in files.evaluations],
+            confusions=[view.confusion(one) for one in files.evaluations if one.class_names],
             class_rows=view.class_rows(files),
             examples=_examples(files),
             settings=view.settings(files.config),
@@ -68,17 +68,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = _percent
-    environment.filters["decimals"] = _decimals
+    environment.filters["percent"] = text.percent
+    environment.filters["decimals"] = text.decimals
     return environment
-
-
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _decimals(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
 
 
 def _commands(files: RunFiles) -> list[tuple[str, str]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from onereel.report.charts import Chart, Series, line_chart, percent
+from onereel.report.charts import Chart, Series, line_chart
 from onereel.report.run_files import Evaluation, RunFiles
+from onereel.report.text import percent, short_percent
 
 MATRIX_CLASSES = 24
 """Confusion matrices of more classes are shown as the list of their most frequent errors."""
 TOP_ERRORS = 20
+STEP = "optimiser step"
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Confusion:
     """Where one evaluation errs: the whole matrix for few classes, and the most frequent errors.
 
     Attributes:
-        rows: (true class, [(videos, share of the true class)] per predicted class); empty for many classes.
-        errors: (true class, predicted class, videos, videos of the true class), most frequent first.
+        rows: (true class, [(samples, share of the true class)] per predicted class); empty for many classes.
+        errors: (true class, predicted class, samples, samples of the true class), most frequent first.
     """
 
     name: str
@@ -70,25 +72,23 @@ def headline(files: RunFiles) -> str:
     """What was trained, on what, and what came out, in a sentence or two."""
     config = files.config
     model, data, train = (config.get(part, {}) for part in ("model", "data", "train"))
-    name = model.get("name", "A model")
+    what = str(model.get("name", "A model"))
     source = str(data.get("train", "")).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-    what = f"{name} on {source}" if source else name
+    if source:
+        what += f", trained on {source}"
     main = main_evaluation(files)
     if main is not None:
-        share = main.values.get("kept_ratio")
-        tokens = "" if share is None else f", seeing {100 * share:.1f} % of the tokens"
-        videos = main.values.get("num_videos")
-        tested = f" of {videos} test videos" if videos else ""
-        return f"{what}: {100 * main.values['top1']:.1f} % top-1{tested}{tokens}."
+        share, samples = main.values.get("kept_ratio"), main.values.get("num_videos")
+        tested = f" on {samples} test samples" if samples else ""
+        tokens = "" if share is None else f" with {percent(share)} of the tokens"
+        return f"{what}: {percent(main.values['top1'])} top‑1{tested}{tokens}."
     if files.eval and "top1" in files.eval[-1]:
         last = files.eval[-1]
-        return f"{what}: {100 * last['top1']:.1f} % top-1 at step {last['step']}."
+        return f"{what}: {percent(last['top1'])} top‑1 at step {last['step']:,}."
     if files.train:
         last = files.train[-1]
-        done = (
-            f"step {last['step']}, epoch {last.get('epoch', 0):.2f} of {train.get('epochs', '?')}"
-        )
-        return f"{what}: in training, {done}; not evaluated yet."
+        where = f"step {last['step']:,}, epoch {last.get('epoch', 0):.2f}"
+        return f"{what}: {where} of {train.get('epochs', '?')}; not evaluated yet."
     return f"{what}: nothing logged yet."
 
 
@@ -100,16 +100,16 @@ def tiles(files: RunFiles) -> list[Tile]:
         interval = main.top1_interval
         detail = main.name
         if interval:
-            detail += f"; 95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
-        found.append(Tile("Top-1", f"{100 * main.values['top1']:.1f} %", detail))
+            detail += f"; 95 % interval {percent(interval[0])} to {percent(interval[1])}"
+        found.append(Tile("Top-1", percent(main.values["top1"]), detail))
         if "kept_ratio" in main.values:
-            kept = f"{100 * main.values['kept_ratio']:.1f} %"
+            kept = percent(main.values["kept_ratio"])
             found.append(Tile("Tokens kept", kept, f"{main.name}, mean over views"))
     if main is not None and dense is not None and main is not dense:
         row = evaluation_row(main, dense)
         if row.speed_up is not None:
             detail = f"wall clock, {main.name} against {dense.name}"
-            found.append(Tile("Evaluation speed-up", f"{row.speed_up:.2f} ×", detail))
+            found.append(Tile("Evaluation speed‑up", f"{row.speed_up:.2f} ×", detail))
     if files.train:
         last = files.train[-1]
         found.append(Tile("Trained", f"{last['step']:,} steps", f"{last.get('epoch', 0):g} epochs"))
@@ -120,8 +120,6 @@ def tiles(files: RunFiles) -> list[Tile]:
 
 def charts(files: RunFiles) -> list[Chart]:
     """Learning curves and speeds, as far as they were logged."""
-    step = "optimiser step"
-    share = {"y_range": (0.0, 1.0), "number": percent}
     loss = [_series(files, "train", "loss", "training"), _series(files, "eval", "loss", "test")]
     top1 = [_series(files, "train", "top1", "training"), _series(files, "eval", "top1", "test")]
     spent = [
@@ -131,12 +129,21 @@ def charts(files: RunFiles) -> list[Chart]:
     ]
     speed = [_series(files, "train", "clips_per_second", "clips/s")]
     rate = [_series(files, "train", "lr", "learning rate")]
+    norm = [_series(files, "train", "grad_norm", "gradient norm")]
     found = [
-        line_chart("Loss", step, "loss", loss),
-        line_chart("Top-1 accuracy", step, "top-1 (%)", top1, **share),
-        line_chart("Throughput per device", step, "clips per second", speed),
-        line_chart("Where time and tokens go", step, "share (%)", spent, **share),
-        line_chart("Learning rate", step, "learning rate", rate),
+        line_chart("Loss", STEP, "loss", loss),
+        line_chart("Top-1 accuracy", STEP, "top-1 (%)", top1, y_range=(0, 1), number=short_percent),
+        line_chart("Throughput per device", STEP, "clips per second", speed),
+        line_chart(
+            "Where time and tokens go",
+            STEP,
+            "share (%)",
+            spent,
+            y_range=(0, 1),
+            number=short_percent,
+        ),
+        line_chart("Learning rate", STEP, "learning rate", rate),
+        line_chart("Gradient norm", STEP, "norm", norm),
     ]
     return [chart for chart in found if chart is not None]
 
@@ -170,7 +177,7 @@ def confusion(one: Evaluation) -> Confusion:
 
 
 def class_rows(files: RunFiles) -> list[tuple[str, int, list[float | None]]]:
-    """(class, test videos, top-1 per evaluation) in the order of the main evaluation's classes."""
+    """(class, test samples, top-1 per evaluation) in the order of the main evaluation's classes."""
     main = main_evaluation(files)
     if main is None or "class_accuracy" not in main.values:
         return []

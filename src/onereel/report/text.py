@@ -1,0 +1,28 @@
+"""How the report writes numbers; a missing one is a dash, and a number never parts from its sign at a line's end."""
+
+from __future__ import annotations
+
+MISSING = "–"
+
+
+def short_number(value: float) -> str:
+    """Three significant digits, thousands grouped: 1,250,000; 0.0312; 1e-06."""
+    if value == 0:
+        return "0"
+    if 1e-4 <= abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2g}"
+
+
+def short_percent(share: float) -> str:
+    """As `short_number`, of a share: 12.5 %."""
+    return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share with a fixed number of decimals, so that columns line up."""
+    return MISSING if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def decimals(value: float | None, digits: int = 2) -> str:
+    return MISSING if value is None else f"{value:,.{digits}f}"
