@@ -129,9 +129,11 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """The module wrapped so that gradients are averaged over processes; the module itself where there is one."""
     if not dist.is_initialized():
         return module
-    return nn.parallel.DistributedDataParallel(
+    wrapped = nn.parallel.DistributedDataParallel(
         module,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
+    # Buffers are constants here. The argument of this name is deprecated from torch 2.13 on, the attribute is not.
+    wrapped.broadcast_buffers = False
+    return wrapped
