@@ -28,6 +28,7 @@ from onereel.training import (
     plan_steps,
     read_config,
     resume_state,
+    run_on_main,
 )
 from onereel.training import checkpoint as checkpoint_module
 from onereel.types import Batch, SampleKey
@@ -152,7 +153,7 @@ def train(
 ) -> FitResult:
     """Start or continue the toy run in this process, or these processes."""
     with distributed("cpu") as world:
-        create_run(run, config, resume=resume)
+        run_on_main(lambda: create_run(run, config, resume=resume))
         config = read_config(run)
         objective = objective or ToyObjective(dropout=0.2)
         loader = loader or ToyLoader(

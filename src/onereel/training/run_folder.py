@@ -15,7 +15,6 @@ from pathlib import Path
 
 from onereel.config import RunConfig, from_json, to_json
 from onereel.errors import ConfigError
-from onereel.training.distributed import run_on_main
 
 CONTENTS = ("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html")
 FOLDERS = ("tensorboard", "checkpoints", "eval")
@@ -27,12 +26,29 @@ def create_run(
     """Make the folder and write `config.json` and `versions.json` into it; the folder's path is the answer.
 
     With `overwrite` the files of the run that was there are removed (those of a run, no others); with `resume` they
-    stay, and so does its `config.json`. Every process may call it: the main one acts, all get its answer.
+    stay, and so does its `config.json`.
+
+    One process calls it: `run_on_main(lambda: create_run(...))`.
 
     Raises:
         ConfigError: the folder holds a run and neither option is given, or is a file.
     """
-    return run_on_main(lambda: _create_run(Path(out), config, overwrite, resume))
+    run = Path(out)
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run} is a file; give the path of a folder")
+    if holds_run(run):
+        if resume:
+            return run
+        if not overwrite:
+            raise ConfigError(
+                f"{run} already holds a run. Continue it with --resume {run}, replace it with --overwrite, "
+                "or give another folder."
+            )
+        _remove_run(run)
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    write_atomically(run / "config.json", to_json(config))
+    return run
 
 
 def holds_run(run: str | Path) -> bool:
@@ -88,21 +104,3 @@ def _remove_run(run: Path) -> None:
         (run / name).unlink(missing_ok=True)
     for name in FOLDERS:
         shutil.rmtree(run / name, ignore_errors=True)
-
-
-def _create_run(run: Path, config: RunConfig, overwrite: bool, resume: bool) -> Path:
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"{run} is a file; give the path of a folder")
-    if holds_run(run):
-        if resume:
-            return run
-        if not overwrite:
-            raise ConfigError(
-                f"{run} already holds a run. Continue it with --resume {run}, replace it with --overwrite, "
-                "or give another folder."
-            )
-        _remove_run(run)
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / "versions.json", json.dumps(versions(), indent=2) + "\n")
-    write_atomically(run / "config.json", to_json(config))
-    return run
