@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from onereel.data.sampling import frame_span
 from onereel.data.sources import csv_file, list_file
 from onereel.data.sources.folder import read_folder
-from onereel.data.sampling import frame_span
 from onereel.errors import DataError, DecodeError, did_you_mean
 from onereel.types import Quarantined, VideoInfo
 

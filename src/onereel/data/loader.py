@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from onereel.data.dataset import ClipDataset, ClipReader, Sample
 from onereel.data.order import shuffled
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.types import Batch, SampleKey
+
+if TYPE_CHECKING:
+    from onereel.video.library import VideoLibrary
 
 log = logging.getLogger("onereel")
 
@@ -60,9 +63,9 @@ class ClipLoader:
     for it. DataError stops the run once an epoch has lost more than `max_bad_ratio` of its samples (on this rank), or
     more than half of what it has read so far (and `max_bad_ratio`), 32 samples or more.
 
-    Workers come from a fork server: a process that has imported this module and nothing else runs there, so a worker
-    starts in milliseconds without copying the locks and CUDA context of a training process with threads, as a
-    plain fork would. They hold no annotations; records travel to them with the keys.
+    Workers come from a fork server, a process that has imported what they need and does nothing else: they start in
+    milliseconds, and hold no copy of the training process, whose threads may own locks at the moment of a plain fork
+    and whose CUDA context does not survive one. They hold no annotations either; records travel to them with the keys.
 
     Args:
         batch_size: clips per micro-batch.
@@ -116,7 +119,7 @@ class ClipLoader:
         self._quarantine = quarantine
         self._next: tuple[int, int] | None = None
         self._stream: Iterator[_Loaded] = iter(())
-        options = _worker_options(num_workers, prefetch) if num_workers else {}
+        options = _worker_options(num_workers, prefetch, dataset.library) if num_workers else {}
         self._data_loader = DataLoader(
             _BatchReader(dataset.reader),
             batch_size=None,
@@ -161,7 +164,8 @@ class ClipLoader:
                 raise
             raise DataError(
                 f"a data worker died ({error}). Usually the system ran out of memory, or of shared memory in a "
-                "container (docker run --shm-size 16g); lower data.num_workers or data.prefetch"
+                "container (docker run --shm-size 16g): lower data.num_workers or data.prefetch. In a script of your "
+                'own, call onereel below `if __name__ == "__main__":`, because workers import the script'
             ) from error
 
     def _report(self, failures: list[_Failure], seen: int, failed: int) -> None:
@@ -312,12 +316,12 @@ def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
-def _worker_options(num_workers: int, prefetch: int) -> dict[str, Any]:
+def _worker_options(num_workers: int, prefetch: int, library: VideoLibrary) -> dict[str, Any]:
     # forkserver: see ClipLoader. Where the system has none, a worker starts from scratch.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([__name__, type(library).__module__])
     return {
         "num_workers": num_workers,
         "prefetch_factor": prefetch,
@@ -345,6 +349,6 @@ def _append_to_quarantine(path: Path, failures: list[_Failure]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        if file.tell() == 0:
+        if file.seek(0, io.SEEK_END) == 0:
             file.write(",".join(QUARANTINE_COLUMNS) + "\n")
         file.write(text.getvalue())
