@@ -53,6 +53,8 @@ def test_a_file_in_the_way_and_an_empty_folder_are_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
         create_run(tmp_path / "file", RunConfig())
+    with pytest.raises(ConfigError, match="cannot be written"):
+        create_run(tmp_path / "file" / "run", RunConfig())
     with pytest.raises(ConfigError, match="holds no run"):
         read_config(tmp_path)
 

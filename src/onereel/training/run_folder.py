@@ -31,7 +31,7 @@ def create_run(
     One process calls it: `run_on_main(lambda: create_run(...))`.
 
     Raises:
-        ConfigError: the folder holds a run and neither option is given, or is a file.
+        ConfigError: the folder holds a run and neither option is given, it is a file, or it cannot be written.
     """
     run = Path(out)
     if run.exists() and not run.is_dir():
@@ -45,9 +45,12 @@ def create_run(
                 "or give another folder."
             )
         _remove_run(run)
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / "versions.json", json.dumps(versions(), indent=2) + "\n")
-    write_atomically(run / "config.json", to_json(config))
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        write_atomically(run / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        write_atomically(run / "config.json", to_json(config))
+    except OSError as error:
+        raise ConfigError(f"{run} cannot be written: {error}; give another folder") from error
     return run
 
 
