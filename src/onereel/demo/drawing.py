@@ -72,8 +72,8 @@ def draw_object(
     x, y, radius = (value * height for value in event.place(frame))
     x, y = x + (width - height) / 2 - shift[0], y - shift[1]
     reach = 1.2 * radius + 2
-    top, bottom = max(0, int(y - reach)), min(height, int(y + reach) + 2)
-    left, right = max(0, int(x - reach)), min(width, int(x + reach) + 2)
+    top, bottom = (int(v) for v in np.clip([y - reach, y + reach + 2], 0, height))
+    left, right = (int(v) for v in np.clip([x - reach, x + reach + 2], 0, width))
     rows, columns = np.mgrid[top:bottom, left:right]
     distance = signed_distance(event.shape, columns - x, rows - y, radius)[..., None]
     inside = np.clip(0.5 - distance, 0, 1)
