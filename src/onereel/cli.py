@@ -73,7 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return getattr(commands, f"{verb}_command")(argv[1:]) or 0
     except OnereelError as error:
-        return fail(str(error))
+        # A run that was asked to stop, and saved, is no error but has an exit code of its own.
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            return fail(str(error))
+        print(f"onereel: {error}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         print("onereel: interrupted", file=sys.stderr)
         return INTERRUPTED

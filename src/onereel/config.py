@@ -177,6 +177,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     """Not applied to biases, norms, position tables and tokens."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """adamw only: decay of the two moving averages."""
     momentum: float = 0.9
     """sgd only."""
     layer_decay: float = 1.0

@@ -5,7 +5,7 @@ A recipe of one's own is a path to a Python file with a function `recipe() -> Ru
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -50,10 +50,7 @@ def describe(name: str) -> str:
 def _function_in_file(path: Path) -> Callable[[], RunConfig]:
     if not path.is_file():
         raise ConfigError(f"recipe file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None, "a .py path always has a loader"
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "recipe"):
+    names = runpy.run_path(str(path))
+    if "recipe" not in names:
         raise ConfigError(f"{path} has no function `recipe()` that returns a RunConfig")
-    return module.recipe
+    return names["recipe"]

@@ -1,0 +1,344 @@
+"""The Python API, which is also what the verbs call: prepare, train, resume, evaluate, predict, load, create_model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onereel import build
+from onereel.config import RunConfig, from_dict
+from onereel.data.annotations import AnnotationReport
+from onereel.data.annotations import check_annotations as _check_annotations
+from onereel.errors import ConfigError, DataError
+from onereel.evaluation.classification import ClassificationResult, evaluate_classification
+from onereel.evaluation.predict import Answer
+from onereel.evaluation.predict import predict as _predict
+from onereel.models.video_model import VideoModel
+from onereel.recipes import load_recipe
+from onereel.report.run_report import write_report
+from onereel.training import (
+    World,
+    create_optimizer,
+    create_run,
+    create_schedule,
+    distributed,
+    fit,
+    is_main,
+    latest_valid,
+    load_checkpoint,
+    pick_device,
+    plan_steps,
+    read_config,
+    resume_state,
+    run_on_main,
+)
+from onereel.video.library import open_library
+from onereel.video.prepare import PrepareReport
+from onereel.video.prepare import prepare as _prepare
+
+logger = logging.getLogger(__name__)
+
+RESULT = "val"
+"""Name of the evaluation that a run makes of itself."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with what is needed to use it: its configuration and the names of its classes."""
+
+    model: VideoModel
+    config: RunConfig
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a run lies, how many optimiser steps it made, and its last evaluation's numbers."""
+
+    run: Path
+    step: int
+    metrics: Mapping[str, float]
+
+
+def create_model(name: str, num_classes: int, **options: Any) -> VideoModel:
+    """A fresh model: `create_model("vit_base_patch16_224", 400, num_frames=16, tokens="run-length")`.
+
+    Args:
+        name: as `onereel recipes --models` lists them.
+        num_classes: outputs of the head.
+        options: num_frames, size (of the clip), tokens (the selector's kind), or any other field of `ModelConfig`.
+    """
+    data = {key: options.pop(key) for key in ("num_frames", "size") if key in options}
+    data.setdefault("size", int(name.rsplit("_", 1)[-1]) if name[-1:].isdigit() else 224)
+    tokens = {"kind": options.pop("tokens")} if "tokens" in options else {}
+    values = {"data": data, "tokens": tokens, "model": {"name": name, **options}}
+    return build.build_model(from_dict(RunConfig, values), num_classes)
+
+
+def prepare(source: str | Path, out: str | Path, **options: Any) -> PrepareReport:
+    """Cut videos into a chunk store: see `onereel.video.prepare.prepare`."""
+    return _prepare(str(source), str(out), **options)
+
+
+def check_annotations(
+    path: str, *, root: str = "", store: str = "", config: RunConfig | None = None
+) -> AnnotationReport:
+    """Examine a list: missing files, unknown labels, clips shorter than the span, class counts."""
+    config = config or RunConfig()
+    config = replace(config, data=replace(config.data, root=root, store=store))
+    annotations = build.build_annotations(config, path)
+    data = config.data
+    return _check_annotations(
+        annotations, build.build_library(config, annotations), data.num_frames, data.sampling_rate
+    )
+
+
+def train(
+    recipe: str | RunConfig,
+    *,
+    data: str = "",
+    val: str = "",
+    store: str = "",
+    out: str | Path = "",
+    overwrite: bool = False,
+) -> TrainResult:
+    """Train a recipe; call it under torchrun for several devices.
+
+    Args:
+        recipe: a name, a path to a recipe file, or a configuration.
+        data, val, store: training list, validation list and chunk store, where the configuration does not say.
+        out: run folder; empty: runs/RECIPE.
+        overwrite: replace a run that is there already.
+
+    Raises:
+        OnereelError: what was given cannot work; nothing has been written or removed then.
+    """
+    config = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    lists = replace(
+        config.data,
+        train=data or config.data.train,
+        val=val or config.data.val,
+        store=store or config.data.store,
+    )
+    config = replace(config, data=lists)
+    run = Path(out or Path("runs") / (Path(config.recipe).stem or "run"))
+    return _train(config, run, overwrite=overwrite, resume=False)
+
+
+def resume(run: str | Path) -> TrainResult:
+    """Go on with a run from its newest whole checkpoint. Needs nothing else."""
+    return _train(read_config(run), Path(run), overwrite=False, resume=True)
+
+
+def _train(config: RunConfig, run: Path, *, overwrite: bool, resume: bool) -> TrainResult:
+    if not config.data.train:
+        raise ConfigError("no training list: give --data.train LIST")
+    if config.train.num_threads:
+        torch.set_num_threads(config.train.num_threads)
+    with distributed(config.train.device) as world:
+        return _train_in(world, config, run, overwrite, resume)
+
+
+def _train_in(
+    world: World, config: RunConfig, run: Path, overwrite: bool, resume: bool
+) -> TrainResult:
+    annotations = build.build_annotations(config, config.data.train)
+    class_names = annotations.label_names()
+    if not class_names:
+        raise DataError(f"{annotations.source} has no labels; classification needs a label column")
+    _warn_of_rare_classes(annotations.label_counts(), config.data.train)
+    dataset = build.build_dataset(config, annotations, class_names, training=True)
+    loader = build.build_train_loader(config, dataset, world=world, run=run)
+    evaluate = _evaluation(config, run, class_names, world) if config.data.val else None
+    model = build.build_model(config, len(class_names))
+    if config.model.pretrained and not resume:
+        _load_encoder(model, config.model.pretrained)
+    objective = build.build_objective(config, model).to(world.device)
+    if config.train.compile:
+        model.encoder.compile(dynamic=True)
+    plan = plan_steps(config, loader.num_batches, world.world_size)
+    run_on_main(lambda: create_run(run, config, overwrite=overwrite, resume=resume))
+    result = fit(
+        objective,
+        loader,
+        build.build_augment(config, len(class_names), training=True),
+        create_optimizer(objective, config.optim),
+        create_schedule(config.optim, plan),
+        config=config,
+        run=run,
+        device=world.device,
+        class_names=class_names,
+        evaluate=(lambda step, epoch: evaluate(model)) if evaluate else None,
+        resume=resume_state(run) if resume else None,
+    )
+    run_on_main(lambda: write_report(run))
+    return TrainResult(run, result.step, result.metrics)
+
+
+def _warn_of_rare_classes(counts: Mapping[str, int], source: str) -> None:
+    rare = [name for name, count in counts.items() if count == 1]
+    if rare and is_main():
+        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+        logger.warning("%s: one clip only of %s%s", source, ", ".join(map(repr, rare[:5])), more)
+
+
+def _evaluation(config: RunConfig, run: Path, class_names: tuple[str, ...], world: World) -> Any:
+    """`evaluate(model) -> numbers`, which also writes RUN/eval/val.json; the list is read and checked now."""
+    annotations = build.build_annotations(config, config.data.val)
+    annotations.check_labels(class_names)
+    dataset = build.build_dataset(config, annotations, class_names, training=False)
+    loader = build.build_eval_loader(config, dataset, world=world)
+    augment = build.build_augment(config, len(class_names), training=False)
+
+    def evaluate(model: VideoModel) -> dict[str, float]:
+        result = evaluate_classification(
+            model,
+            loader,
+            augment,
+            class_names=class_names,
+            device=world.device,
+            num_views=config.eval.num_clips * config.eval.num_crops,
+            precision=config.train.precision,
+            seed=config.seed,
+        )
+        run_on_main(lambda: result.save(run / "eval" / f"{RESULT}.json"))
+        names = ("top1", "top5", "mean_class_accuracy", "kept_ratio", "clips_per_second", "seconds")
+        return {name: getattr(result, name) for name in names}
+
+    return evaluate
+
+
+def _state(path: str | Path) -> dict[str, Any]:
+    """The checkpoint in a file, or the newest whole one of a run folder."""
+    path = Path(path)
+    return latest_valid(path)[1] if path.is_dir() else load_checkpoint(path)
+
+
+def _weights(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's tensors in a checkpoint, averaged where the run averaged them."""
+    tensors = {**state["model"], **(state["ema"] or {})}
+    return {name.removeprefix("model."): value for name, value in tensors.items()}
+
+
+def _load_encoder(model: VideoModel, path: str) -> None:
+    """Start the encoder from another run's; every tensor must fit, and the head stays fresh."""
+    found = {
+        name.removeprefix("encoder."): value
+        for name, value in _weights(_state(path)).items()
+        if name.startswith("encoder.")
+    }
+    wanted = model.encoder.state_dict()
+    wrong = {
+        name
+        for name in wanted.keys() | found.keys()
+        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
+    }
+    if wrong:
+        raise ConfigError(
+            f"model.pretrained {path}: {len(wrong)} of {len(wanted)} encoder tensors do not fit this model "
+            f"({', '.join(sorted(wrong)[:4])}…); use the model, frames and size that the weights were trained with"
+        )
+    model.encoder.load_state_dict(found)
+    logger.info("encoder: %d tensors from %s", len(found), path)
+
+
+def run_config(run: str | Path) -> RunConfig:
+    """The configuration that a run was started with."""
+    return read_config(run)
+
+
+def load(path: str | Path, config: RunConfig | None = None) -> TrainedModel:
+    """A trained model in evaluation mode, from a run folder or a checkpoint file.
+
+    Args:
+        config: use the weights under this configuration (other tokens, say) in place of the run's own.
+
+    Raises:
+        OnereelError: there is no whole checkpoint, or it does not fit `config`.
+    """
+    state = _state(path)
+    config = config or from_dict(RunConfig, state["config"])
+    class_names = tuple(state["class_names"])
+    model = build.build_model(config, len(class_names))
+    try:
+        model.load_state_dict(_weights(state))
+    except RuntimeError as error:
+        raise ConfigError(f"the weights in {path} do not fit the configuration: {error}") from error
+    return TrainedModel(model.eval(), config, class_names)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    val: str = "",
+    name: str = RESULT,
+    checkpoint: str | Path = "",
+    config: RunConfig | None = None,
+    device: str = "auto",
+) -> ClassificationResult:
+    """Test a run and write RUN/eval/NAME.json; under torchrun all ranks share the work.
+
+    Args:
+        val: list to test on; empty: the run's own validation list.
+        checkpoint: weights; empty: the run's newest.
+        config: the run's configuration with other data, tokens or views.
+    """
+    config = config or read_config(run)
+    config = replace(config, data=replace(config.data, val=val or config.data.val))
+    if not config.data.val:
+        raise ConfigError(f"{run} was trained without a validation list: give --data.val LIST")
+    with distributed(device) as world:
+        trained = load(checkpoint or run, config)
+        model = trained.model.to(world.device)
+        annotations = build.build_annotations(config, config.data.val)
+        annotations.check_labels(trained.class_names)
+        dataset = build.build_dataset(config, annotations, trained.class_names, training=False)
+        result = evaluate_classification(
+            model,
+            build.build_eval_loader(config, dataset, world=world),
+            build.build_augment(config, len(trained.class_names), training=False),
+            class_names=trained.class_names,
+            device=world.device,
+            num_views=config.eval.num_clips * config.eval.num_crops,
+            precision=config.train.precision,
+            seed=config.seed,
+        )
+        run_on_main(lambda: result.save(Path(run) / "eval" / f"{name}.json"))
+    return result
+
+
+def predict(
+    run: str | Path,
+    videos: Sequence[str | Path],
+    *,
+    top_k: int = 5,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+    device: str = "auto",
+) -> list[Answer]:
+    """Label raw video files, one answer each; a file that cannot be read is answered with its reason."""
+    trained = load(run)
+    data, views = trained.config.data, trained.config.eval
+    chosen = pick_device(device)
+    return _predict(
+        trained.model.to(chosen),
+        open_library(timeout_seconds=data.timeout_seconds),
+        [str(video) for video in videos],
+        class_names=trained.class_names,
+        num_frames=data.num_frames,
+        size=data.size,
+        sampling=data.sampling,
+        sampling_rate=data.sampling_rate,
+        num_clips=num_clips or views.num_clips,
+        num_crops=num_crops or views.num_crops,
+        top_k=top_k,
+        device=chosen,
+        precision=trained.config.train.precision,
+        augment=trained.config.augment,
+        seed=trained.config.seed,
+    )

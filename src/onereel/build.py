@@ -1,0 +1,158 @@
+"""From a configuration to the objects it names: the only file that may import every room.
+
+A new selector, objective or model is one file in its room and one line here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from onereel.config import RunConfig, TokensConfig
+from onereel.data.annotations import Annotations, read_annotations
+from onereel.data.augment import BatchAugment
+from onereel.data.dataset import ClipDataset
+from onereel.data.loader import ClipLoader
+from onereel.errors import unknown_name
+from onereel.models.heads import ClassificationHead
+from onereel.models.registry import create_encoder
+from onereel.models.video_model import VideoModel
+from onereel.objectives.classification import ClassificationObjective
+from onereel.tokens.run_length import RunLength
+from onereel.tokens.selector import KeepAll, RandomTokens, Selector, Tube
+from onereel.training import World
+from onereel.video.library import VideoLibrary, open_library
+
+SELECTORS: dict[str, Callable[[TokensConfig, int, int], Selector]] = {
+    "all": lambda tokens, tubelet, patch: KeepAll(),
+    "random": lambda tokens, tubelet, patch: RandomTokens(tokens.keep_ratio),
+    "tube": lambda tokens, tubelet, patch: Tube(tokens.keep_ratio),
+    "run-length": lambda tokens, tubelet, patch: RunLength(
+        tokens.threshold, tokens.reference, tubelet_size=tubelet, patch_size=patch
+    ),
+}
+
+
+def build_selector(tokens: TokensConfig, tubelet_size: int, patch_size: int) -> Selector:
+    """The selector that `tokens.kind` names."""
+    if tokens.kind not in SELECTORS:
+        raise unknown_name("tokens.kind", tokens.kind, SELECTORS)
+    return SELECTORS[tokens.kind](tokens, tubelet_size, patch_size)
+
+
+def build_model(config: RunConfig, num_classes: int) -> VideoModel:
+    """Encoder, head and selector of a run, freshly initialised from `config.seed`."""
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = create_encoder(
+            model.name,
+            num_frames=config.data.num_frames,
+            size=config.data.size,
+            tubelet_size=model.tubelet_size,
+            positions=model.positions,
+            pool=model.pool,
+            drop_path_rate=model.drop_path_rate,
+            qk_norm=model.qk_norm,
+            checkpointing=model.checkpointing,
+            attention=model.attention,
+            length_embedding=config.tokens.length_embedding,
+        )
+        head = ClassificationHead(encoder.embed_dim, num_classes, model.pool, model.head_dropout)
+    selector = build_selector(config.tokens, encoder.tubelet_size, encoder.patch_size)
+    return VideoModel(encoder, head, selector)
+
+
+def build_objective(config: RunConfig, model: VideoModel) -> ClassificationObjective:
+    return ClassificationObjective(model, config.objective.label_smoothing, config.seed)
+
+
+def build_library(config: RunConfig, annotations: Annotations) -> VideoLibrary:
+    """Where the pixels come from: the chunk store, or the raw files under the list's root."""
+    return open_library(
+        config.data.store, root=annotations.root, timeout_seconds=config.data.timeout_seconds
+    )
+
+
+def build_annotations(config: RunConfig, path: str) -> Annotations:
+    return read_annotations(path, config.data.root)
+
+
+def build_dataset(
+    config: RunConfig,
+    annotations: Annotations,
+    label_names: tuple[str, ...] | None,
+    *,
+    training: bool,
+) -> ClipDataset:
+    """Clips of `annotations`: random ones in training, num_clips x num_crops fixed ones in testing."""
+    data, views = config.data, config.eval
+    return ClipDataset(
+        annotations,
+        build_library(config, annotations),
+        num_frames=data.num_frames,
+        sampling=data.sampling,
+        sampling_rate=data.sampling_rate,
+        size=data.size,
+        crop=data.crop if training else "center",
+        crop_scale=data.crop_scale,
+        crop_ratio=data.crop_ratio,
+        seed=config.seed,
+        training=training,
+        label_names=label_names,
+        num_clips=1 if training else views.num_clips,
+        num_crops=1 if training else views.num_crops,
+    )
+
+
+def num_workers(config: RunConfig, devices_here: int = 1) -> int:
+    """Decoding processes per device: as configured, or the cores that the training processes leave over."""
+    if config.data.num_workers >= 0:
+        return config.data.num_workers
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(1, cores // devices_here - 1)
+
+
+def build_train_loader(
+    config: RunConfig, dataset: ClipDataset, *, world: World, run: Path
+) -> ClipLoader:
+    return ClipLoader(
+        dataset,
+        batch_size=config.train.batch_size_per_device,
+        seed=config.seed,
+        shuffle=True,
+        drop_last=True,
+        rank=world.rank,
+        world_size=world.world_size,
+        num_workers=num_workers(config, world.world_size),
+        prefetch=config.data.prefetch,
+        repeats=config.data.repeats,
+        max_bad_ratio=config.data.max_bad_ratio,
+        quarantine=run / "quarantine.csv",
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def build_eval_loader(config: RunConfig, dataset: ClipDataset, *, world: World) -> ClipLoader:
+    return ClipLoader(
+        dataset,
+        batch_size=config.eval.batch_size_per_device,
+        seed=config.seed,
+        shuffle=False,
+        drop_last=False,
+        rank=world.rank,
+        world_size=world.world_size,
+        num_workers=num_workers(config, world.world_size),
+        prefetch=config.data.prefetch,
+        strict=True,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def build_augment(config: RunConfig, num_classes: int, *, training: bool) -> BatchAugment:
+    return BatchAugment(config.augment, num_classes, config.seed, training=training)

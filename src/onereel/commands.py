@@ -1,0 +1,329 @@
+"""What each verb does: parse its options, call the Python API, print the answer.
+
+Options are the parameters of the plain functions below; tyro turns their types and docstrings into `--help`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from onereel.config import DataConfig, EvalConfig, RunConfig, TokensConfig
+from onereel.errors import ConfigError
+from onereel.recipes import RECIPES, describe, load_recipe
+from onereel.types import Quarantined
+
+TRAIN_HELP = """usage:
+  onereel train RECIPE --data.train LIST [--data.val LIST] [--data.store STORE] [--out RUN] [--FIELD VALUE]
+  onereel train --resume RUN
+
+Train a recipe (a name from `onereel recipes`, or a .py file with a function `recipe()`).
+
+  --data.train LIST     CSV with path,label (or path,caption[,start,end]), a "path label" list, or a folder per class
+  --data.val LIST       tested at the end, and every --train.eval-every epochs
+  --data.store STORE    read from this chunk store; without it, the raw files are indexed on first use
+  --out RUN             run folder (default runs/RECIPE)
+  --overwrite           replace the run that is already there
+  --resume RUN          go on where a run stopped; needs nothing else
+
+Any field of the configuration can be given by name, for example
+  onereel train actions --data.train train.csv --tokens.kind run-length --optim.lr 3e-4
+`onereel train RECIPE --help` lists all fields with that recipe's values.
+Several devices of one machine: torchrun --nproc-per-node 8 -m onereel.cli train RECIPE ..."""
+
+
+def _parse(verb: str, function: Callable[..., Any], argv: Sequence[str], **options: Any) -> Any:
+    return tyro.cli(function, prog=f"onereel {verb}", args=list(argv), **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+def prepare(
+    source: Positional[str] = "",
+    out: str = "",
+    check: str = "",
+    root: str = "",
+    chunk_seconds: float = 15.0,
+    short_side: int = 288,
+    fps: float | None = None,
+    profile: Literal["fast", "balanced", "small", "intra"] = "fast",
+    crf: int | None = None,
+    stream: int | None = None,
+    num_workers: int = 0,
+    store: str = "",
+) -> int:
+    """Cut long videos into a chunk store; or, with --check, examine an annotation list.
+
+    Example: onereel prepare ~/videos --out store --short-side 256
+
+    Killed and started again, it goes on where it stopped. Files that cannot be used are listed, with the reason,
+    in the store's quarantine.csv.
+
+    Args:
+        source: folder (searched recursively), list, CSV with a path column, or one video.
+        out: folder of the store.
+        check: annotation list to examine instead: missing files, unknown labels, short clips, class counts.
+        root: folder that relative paths of a list start from; empty: the list's own folder.
+        chunk_seconds: length of a chunk.
+        short_side: shorter side of the stored picture in pixels; smaller videos are not enlarged.
+        fps: constant frame rate of the store; default: each source's own.
+        profile: fast: cheapest to read. balanced, small: fewer bytes. intra: every frame a key frame.
+        crf: x264 quality, lower is better; default: 23.
+        stream: video stream of files that have several; default: the best.
+        num_workers: processes; 0: one per core.
+        store: with --check: the store that the clips will be read from.
+    """
+    from onereel import api
+
+    if check:
+        findings = api.check_annotations(check, root=root, store=store)
+        print(findings)
+        return 0 if findings.ok else 1
+    if not source or not out:
+        raise ConfigError(
+            "prepare needs a source and --out: onereel prepare VIDEOS --out STORE (or --check LIST)"
+        )
+    report = api.prepare(
+        source,
+        out,
+        root=root,
+        chunk_seconds=chunk_seconds,
+        short_side=short_side,
+        fps=fps,
+        profile=profile,
+        crf=crf,
+        stream=stream,
+        num_workers=num_workers,
+    )
+    print(report)
+    return 0 if report.chunks else 1
+
+
+def prepare_command(argv: Sequence[str]) -> int:
+    return _parse("prepare", prepare, argv)
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a recipe."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    out: str = ""
+    """Run folder; default: runs/RECIPE."""
+    overwrite: bool = False
+    """Replace the run that is already there."""
+
+
+def train_command(argv: Sequence[str]) -> int:
+    from onereel import api
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print(TRAIN_HELP)
+        return 0
+    if argv[0] == "--resume":
+        if len(argv) != 2:
+            raise ConfigError(
+                "`onereel train --resume RUN` takes the run folder and nothing else: the run's own "
+                "config.json says the rest. To change settings, start a new run."
+            )
+        api.resume(argv[1])
+        return 0
+    if argv[0].startswith("-"):
+        raise ConfigError(
+            "`onereel train` wants the recipe first: onereel train RECIPE --FIELD VALUE"
+        )
+    default = TrainOptions(config=load_recipe(argv[0]))
+    options = _parse(f"train {argv[0]}", TrainOptions, argv[1:], default=default)
+    result = api.train(options.config, out=options.out, overwrite=options.overwrite)
+    print(f"trained {result.step} steps: {result.run / 'report.html'}")
+    return 0
+
+
+def recipes(models: bool = False) -> None:
+    """List the recipes, or with --models the models.
+
+    Example: onereel recipes --models
+    """
+    if models:
+        from onereel.models.registry import list_models
+
+        print("\n".join(list_models()))
+        return
+    table = Table("recipe", "what it is", box=None, pad_edge=False)
+    for name in RECIPES:
+        table.add_row(name, describe(name))
+    Console().print(table)
+
+
+def recipes_command(argv: Sequence[str]) -> int:
+    _parse("recipes", recipes, argv)
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------- using a model
+
+
+EVAL_HELP = """usage: onereel eval RUN [--name NAME] [--data.val LIST] [--tokens.kind KIND] [--FIELD VALUE]
+
+Test a run on its validation list, or on another, with the run's settings or with others.
+
+  --name NAME           the result is written to RUN/eval/NAME.json (default val)
+  --data.val LIST       another list
+  --tokens.kind KIND    other tokens: all, random, tube, run-length
+  --eval.num-clips 5 --eval.num-crops 3      views per video
+  --checkpoint FILE     weights (default: the newest of the run)
+
+Example: onereel eval runs/actions --tokens.kind random --tokens.keep-ratio 0.2 --name random20
+
+`onereel eval RUN --help` lists all fields with that run's values."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Test a run."""
+
+    run: Positional[str]
+    """Run folder."""
+    name: str = "val"
+    """The result is written to RUN/eval/NAME.json and named so in the report."""
+    checkpoint: str = ""
+    """Checkpoint file; default: the newest of the run."""
+    device: str = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def eval_command(argv: Sequence[str]) -> int:
+    from onereel import api
+
+    if argv and argv[0] in ("-h", "--help"):
+        print(EVAL_HELP)
+        return 0
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError("`onereel eval` wants the run folder first: onereel eval RUN")
+    config = api.run_config(argv[0])
+    default = EvalOptions(run=argv[0], data=config.data, tokens=config.tokens, eval=config.eval)
+    options = _parse("eval", EvalOptions, argv, default=default)
+    result = api.evaluate(
+        options.run,
+        name=options.name,
+        checkpoint=options.checkpoint,
+        device=options.device,
+        config=replace(config, data=options.data, tokens=options.tokens, eval=options.eval),
+    )
+    print(result)
+    return 0
+
+
+def predict(
+    run: Positional[str],
+    videos: Positional[tuple[str, ...]],
+    /,
+    out: str = "",
+    top_k: int = 5,
+    num_clips: int | None = None,
+    num_crops: Literal[1, 3] | None = None,
+    device: str = "auto",
+) -> int:
+    """Label videos with a trained run.
+
+    Example: onereel predict runs/actions holiday.mp4 sports.mkv --out labels.csv
+
+    Args:
+        run: run folder.
+        videos: video files.
+        out: also write the answers here: .json or .csv.
+        top_k: classes per video.
+        num_clips: clips spread over each video; default: the run's.
+        num_crops: 1 (centre) or 3; default: the run's.
+        device: auto, cpu or cuda.
+    """
+    from onereel import api
+    from onereel.evaluation.predict import exit_code, write_predictions
+
+    predictions = api.predict(
+        run, list(videos), top_k=top_k, num_clips=num_clips, num_crops=num_crops, device=device
+    )
+    console = Console()
+    for answer in predictions:
+        if isinstance(answer, Quarantined):
+            print(f"{answer.path}: not read: {answer.reason}", file=sys.stderr)
+            continue
+        console.print(answer.video, style="bold", highlight=False, soft_wrap=True)
+        for label, probability in zip(answer.labels, answer.probabilities):
+            console.print(f"  {probability:6.1%}  {label}", highlight=False)
+    if out:
+        write_predictions(predictions, out)
+    return exit_code(predictions)
+
+
+def predict_command(argv: Sequence[str]) -> int:
+    return _parse("predict", predict, argv)
+
+
+def report(run: Positional[str], /) -> None:
+    """Write RUN/report.html again from the run's own files.
+
+    Example: onereel report runs/actions
+    """
+    from onereel.report.run_report import write_report
+
+    print(write_report(run))
+
+
+def report_command(argv: Sequence[str]) -> int:
+    _parse("report", report, argv)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- this machine
+
+
+def doctor(folder: str = ".", store: str = "", videos: str = "") -> None:
+    """Say what this machine can do: decoders, devices, arithmetic peak, disk; with videos, what reading them costs.
+
+    Example: onereel doctor --store store
+
+    Args:
+        folder: where the disk is measured, if neither store nor videos is given.
+        store: chunk store to decode some clips of.
+        videos: annotation list to decode some clips of.
+    """
+    from onereel.doctor import run_doctor
+
+    Console().print(run_doctor(store=store, list=videos, folder=folder))
+
+
+def doctor_command(argv: Sequence[str]) -> int:
+    _parse("doctor", doctor, argv)
+    return 0
+
+
+def plan_command(argv: Sequence[str]) -> int:
+    """`onereel plan RECIPE --data.train LIST --data.store STORE`: the fields are those of `train`."""
+    if not argv or argv[0].startswith("-"):
+        print(
+            "usage: onereel plan RECIPE --data.train LIST [--data.store STORE] [--FIELD VALUE ...]\n\n"
+            "Predict the time of a run and what limits it (disk, CPU or device), from short measurements.\n\n"
+            "Example: onereel plan actions --data.train train.csv --data.store store"
+        )
+        return 0 if argv[:1] in ([], ["-h"], ["--help"]) else 2
+    options = _parse(
+        f"plan {argv[0]}", TrainOptions, argv[1:], default=TrainOptions(config=load_recipe(argv[0]))
+    )
+    from onereel.doctor import plan_run
+
+    Console().print(plan_run(options.config))
+    return 0

@@ -1,0 +1,87 @@
+"""The front door: fast, grouped, and helpful when a name is mistyped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from onereel.cli import VERBS, main
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "onereel.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = run("--help")
+        seconds.append(time.perf_counter() - start)
+    assert result.returncode == 0
+    assert all(verb in result.stdout for verb in VERBS)
+    assert min(seconds) < 0.5
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, onereel.cli; onereel.cli.main(['--help']); print(*sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert not {"torch", "numpy", "av", "tyro", "rich", "pyarrow"} & set(loaded)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example_that_fits_on_a_screen(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main([verb, "--help"])
+    except SystemExit as stop:
+        code = stop.code
+    text = capsys.readouterr().out
+    assert code == 0
+    assert f"onereel {verb}" in text
+    assert len(text.splitlines()) <= 60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian"], "'train'"),
+        (["train", "actoins"], "'actions'"),
+        (["train", "--data.train", "x.csv"], "recipe first"),
+        (["train", "--resume"], "run folder and nothing else"),
+        (["prepare"], "--out STORE"),
+        (
+            ["train", "actions", "--tokens.kind", "run-lenght", "--data.train", "none.csv"],
+            "none.csv",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_remedy(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("onereel: error: ")
+    assert hint in error
+    assert "Traceback" not in error
+
+
+def test_a_misspelt_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "actions", "--optim.lrr", "3e-4"])
+    assert stop.value.code == 2
+    assert "--optim.lr" in capsys.readouterr().err
