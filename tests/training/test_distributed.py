@@ -30,28 +30,28 @@ SCRIPT = Path(__file__).parent / "toy_run.py"
 
 def launch(run: Path, with_torchrun: bool, **sections) -> None:
     """The toy run as two processes, started by torchrun, or (which is quicker) as torchrun starts them."""
-    script = [sys.executable, "-W", "error", str(SCRIPT), str(run), json.dumps(sections)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    job = {"run": str(run), "sections": sections}
     if with_torchrun:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        commands = [[*launcher, "--nproc-per-node", "2", *script[3:]]]
-        environments = [environment]
+        jobs = [job]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     else:
-        commands = [script, script]
+        launcher = ["-W", "error"]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environments = [
-            {**environment, **common, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")
+        jobs = [
+            {**job, "environment": {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}}
+            for rank in range(2)
         ]
-    processes = [
-        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        for command, environment in zip(commands, environments, strict=True)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
+    codes = run.parent / "codes.json"
+    command = [sys.executable, *launcher, str(SCRIPT), json.dumps(jobs), str(codes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, stderr=subprocess.PIPE, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(codes.read_text()) == [0] * len(jobs), done.stderr
 
 
 def check_two_are_one(toy, tmp_path, accum_steps, with_torchrun=True, **optim):

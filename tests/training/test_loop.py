@@ -6,6 +6,8 @@ import errno
 import os
 import signal
 import threading
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,8 @@ from onereel.training import (
     load_checkpoint,
 )
 from onereel.training import checkpoint as checkpoint_module
+from onereel.training.loop import _read
+from onereel.training.meters import Meter
 
 LEARNED = ("step", "epoch", "loss", "top1", "lr", "grad_norm", "num_failed")
 
@@ -199,3 +203,53 @@ def test_resuming_a_finished_run_only_evaluates(toy, tmp_path):
     toy.train(tmp_path, toy.toy_config(), evaluate=evaluate, resume=True)
     assert calls == [12, 12]
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def numbers(loss, stop=0):
+    values = {"num_clips": 1, "num_failed": 0, "loss": loss, "grad_norm": 1.0, "stop": stop}
+    return SimpleNamespace(read=lambda: values)
+
+
+def test_results_are_read_one_step_late_unless_the_run_stops():
+    meter, unread = Meter(torch.device("cpu"), 1.0), deque([numbers(1.0), numbers(2.0)])
+    _read(unread, meter, lag=1)
+    assert len(unread) == 1
+    assert meter.sums["loss"] == 1.0
+    unread.append(numbers(4.0))
+    _read(unread, meter, lag=0)
+    assert not unread
+    assert meter.sums["loss"] == 7.0
+    unread.extend([numbers(8.0, stop=1), numbers(16.0, stop=1)])
+    _read(unread, meter, lag=1)
+    assert not unread
+    assert meter.stop_requested
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_gpu_follows_the_cpu_and_resumes(toy, tmp_path, precision):
+    gpu = {"device": "cuda", "precision": precision, "log_every": 2}
+    for name, train in (("cpu", {"log_every": 2}), ("gpu", gpu)):
+        config = toy.toy_config(train=train)
+        toy.train(tmp_path / name, config, objective=toy.ToyObjective())
+    losses = [[r["loss"] for r in toy.read_metrics(tmp_path / name)] for name in ("cpu", "gpu")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "float32" else 5e-2)
+    assert all(record["peak_memory_gib"] > 0 for record in toy.read_metrics(tmp_path / "gpu"))
+    before = toy.read_metrics(tmp_path / "gpu")[-1]["loss"]
+    (tmp_path / "gpu" / "checkpoints" / "step_00000012.pt").unlink()
+    toy.train(tmp_path / "gpu", config, resume=True, objective=toy.ToyObjective())
+    assert toy.read_metrics(tmp_path / "gpu")[-1]["loss"] == pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.gpu
+def test_not_a_number_on_a_gpu_is_found_before_anything_is_saved(toy, tmp_path):
+    class Poisoned(toy.ToyLoader):
+        def batches(self, epoch, start=0):
+            for j, batch in enumerate(super().batches(epoch, start)):
+                batch.clips = batch.clips.float() * (float("nan") if (epoch, j) == (0, 4) else 1)
+                yield batch
+
+    config = toy.toy_config(train={"device": "cuda", "log_every": 100})
+    with pytest.raises(NonFiniteError, match="step 5, epoch 0"):
+        toy.train(tmp_path, config, loader=Poisoned(4))
+    assert steps(tmp_path) == [3]

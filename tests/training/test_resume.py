@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,16 @@ KILLS = {
 MORE_KILLS = {f"at step {step}": {"step": step} for step in range(12)}
 
 
-def start_and_kill(run, kill, **train):
-    sections = {**SECTIONS, "train": {**SECTIONS["train"], **train}, "kill": kill}
-    command = [sys.executable, str(SCRIPT), str(run), json.dumps(sections)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def start_and_kill(runs, kills, **train):
+    """Start a run for each of `kills` in a process of its own, which dies."""
+    sections = {**SECTIONS, "train": {**SECTIONS["train"], **train}}
+    jobs = [
+        {"run": str(runs / name), "sections": {**sections, "kill": kill}}
+        for name, kill in kills.items()
+    ]
+    command = [sys.executable, str(SCRIPT), json.dumps(jobs), str(runs / "codes.json")]
+    subprocess.run(command, check=True, timeout=200)
+    assert json.loads((runs / "codes.json").read_text()) == [-signal.SIGKILL] * len(kills)
 
 
 def curve(toy, run):
@@ -36,10 +43,8 @@ def check(toy, tmp_path, kills, **train):
     sections = {**SECTIONS, "train": {**SECTIONS["train"], **train}}
     toy.train(tmp_path / "unbroken", toy.toy_config(**sections))
     expected = curve(toy, tmp_path / "unbroken")
-    killed = {name: start_and_kill(tmp_path / name, kill, **train) for name, kill in kills.items()}
-    for name, process in killed.items():
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == -9, errors.decode()
+    start_and_kill(tmp_path, kills, **train)
+    for name in kills:
         assert curve(toy, tmp_path / name) == expected[: len(curve(toy, tmp_path / name))]
         toy.train(tmp_path / name, toy.toy_config(), resume=True)
         assert curve(toy, tmp_path / name) == expected, name
@@ -53,12 +58,7 @@ def test_a_killed_run_continues_bit_for_bit(toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"log_every": 2}, {"log_every": 5, "save_every": 2}])
 def test_a_run_killed_at_any_step_continues_bit_for_bit(toy, tmp_path, settings):
-    names = list(MORE_KILLS)
-    for i in range(0, len(names), 3):
-        part = {name: MORE_KILLS[name] for name in names[i : i + 3]}
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        check(toy, folder, part, **settings)
+    check(toy, tmp_path, MORE_KILLS, **settings)
 
 
 @pytest.mark.parametrize("log_every", [2, 5])

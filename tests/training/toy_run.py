@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import tensorboard  # noqa: F401  (once, before the forks)
 
 from onereel.config import RunConfig, from_dict
 from onereel.training import (
@@ -122,6 +123,7 @@ class ToyObjective(nn.Module):
 
 def normalise(batch: Batch, device: torch.device) -> Batch:
     batch.clips = batch.clips.to(device).float() / 255 - 0.5
+    batch.labels = batch.labels.to(device)
     return batch
 
 
@@ -152,10 +154,10 @@ def train(
     **options: Any,
 ) -> FitResult:
     """Start or continue the toy run in this process, or these processes."""
-    with distributed("cpu") as world:
+    with distributed(config.train.device) as world:
         run_on_main(lambda: create_run(run, config, resume=resume))
         config = read_config(run)
-        objective = objective or ToyObjective(dropout=0.2)
+        objective = (objective or ToyObjective(dropout=0.2)).to(world.device)
         loader = loader or ToyLoader(
             config.train.batch_size_per_device, rank=world.rank, world_size=world.world_size
         )
@@ -198,9 +200,8 @@ def _die_while_writing(step: int) -> None:
     checkpoint_module._write = write_half
 
 
-def main(run: str, options: str) -> None:
-    torch.set_num_threads(1)
-    sections = json.loads(options)
+def run_job(run: str, sections: dict[str, Any]) -> None:
+    """One run; `sections` are those of the config, and `kill` (step, or save) and `dropout` of the toy."""
     kill = sections.pop("kill", {})
     dropout = sections.pop("dropout", 0.2)
     config = toy_config(**sections)
@@ -217,5 +218,26 @@ def main(run: str, options: str) -> None:
     train(Path(run), config, loader=loader, objective=ToyObjective(dropout))
 
 
+def main(jobs: list[dict[str, Any]]) -> list[int]:
+    """Run jobs `{"run", "sections", "environment"}` at once, each in a fork; their exit codes (negative: a signal).
+
+    Forks, because to import torch takes longer than all the rest. A single job runs in this process.
+    """
+    torch.set_num_threads(1)
+    if len(jobs) == 1:
+        run_job(jobs[0]["run"], jobs[0]["sections"])
+        return [0]
+    children = []
+    for job in jobs:
+        child = os.fork()
+        if child == 0:
+            os.environ.update(job.get("environment", {}))
+            run_job(job["run"], job["sections"])
+            os._exit(0)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    codes = main(json.loads(sys.argv[1]))
+    Path(sys.argv[2]).write_text(json.dumps(codes))

@@ -20,7 +20,9 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _measure(device: torch.device, dtype: torch.dtype, num_threads: int) -> float:
     cuda = device.type == "cuda"
     n = 8192 if cuda else 768
-    left, right = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(2))
+    # Not ones or zeros: a GPU's power, and so its clock, depends on how many bits change.
+    draws = torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(n, n, device=device, generator=draws).to(dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + 0.25
     torch.mm(left, right)
     while best == float("inf") or time.perf_counter() < until:
