@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,7 +105,8 @@ class ClipReader:
         specs = [self.spec(record, key) for key in keys]
         if self.training and len(specs) > 1:
             box = union_box([spec.crop for spec in specs])
-            frames = self.library.read(replace(specs[0], crop=box, size=(box.height, box.width)))
+            whole = replace(specs[0], crop=box, size=(box.height, box.width))
+            frames = _interleaved(self.library.read(whole))
             clips = [_crop_and_resize(frames, box, spec) for spec in specs]
         else:
             clips = [self.library.read(spec) for spec in specs]
@@ -206,9 +208,20 @@ class ClipDataset:
         return self.reader.read(self.annotations.record(index), keys)
 
 
+def _interleaved(frames: Tensor) -> Tensor:
+    """The same `(T, 3, h, w)` with the colours of a pixel side by side: uint8 resizes 2.5 times as fast so.
+
+    Plane by plane, because `Tensor.to(memory_format=...)` takes twice the time.
+    """
+    interleaved = torch.empty_like(frames, memory_format=torch.channels_last)
+    for channel in range(3):
+        interleaved[:, channel] = frames[:, channel]
+    return interleaved
+
+
 def _crop_and_resize(frames: Tensor, area: CropBox, spec: ClipSpec) -> Tensor:
     """The pixels of `spec` cut from uint8 `frames (T, 3, h, w)` that show `area` at source resolution."""
     crop = spec.crop
     top, left = crop.top - area.top, crop.left - area.left
     part = frames[:, :, top : top + crop.height, left : left + crop.width]
-    return F.interpolate(part, spec.size, mode="bilinear", antialias=True)
+    return F.interpolate(part, spec.size, mode="bilinear", antialias=True).contiguous()
