@@ -77,6 +77,16 @@ def test_an_answer_does_not_depend_on_the_other_videos_batches_or_runs(
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
+def test_bf16_is_close_and_another_precision_is_refused(model: VideoModel, folder: Path) -> None:
+    exact = answers_for(model, folder, ["a.mp4"], top_k=3)[0]
+    half = answers_for(model, folder, ["a.mp4"], top_k=3, precision="bf16")[0]
+    assert half.labels == exact.labels
+    assert half.probabilities == pytest.approx(exact.probabilities, abs=0.05)
+    assert half.probabilities != exact.probabilities
+    with pytest.raises(ConfigError, match="allowed: auto, float32, bf16"):
+        answers_for(model, folder, ["a.mp4"], precision="fp16")
+
+
 def test_equals_evaluation_of_the_same_videos(
     model: VideoModel, folder: Path, tmp_path: Path
 ) -> None:

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from onereel.errors import DataError, OnereelError
 from onereel.evaluation.inference import BatchTransform, evaluating, view_probabilities
 from onereel.evaluation.scores import VideoScores, ViewSums
-from onereel.types import Prediction
+from onereel.types import Batch, Prediction
 
 if TYPE_CHECKING:
     from onereel.data.loader import ClipLoader
-    from onereel.models.video_model import VideoModel
+    from onereel.models.video_model import Output, VideoModel
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class ClassificationResult:
 
 
 def top_predictions(
-    name: str, probabilities: torch.Tensor, class_names: Sequence[str], top_k: int
+    name: str, probabilities: Tensor, class_names: Sequence[str], top_k: int
 ) -> Prediction:
     """The `top_k` most probable classes of one video from its `(K,)` probabilities."""
     order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
@@ -193,9 +194,15 @@ def evaluate_classification(
         DataError: a label is missing or unknown, or a video lacks a view or has one twice.
         DecodeError: a sample cannot be read.
     """
+    device = torch.device(device)
+
+    def score(batch: Batch) -> tuple[Tensor, Output]:
+        return view_probabilities(model, augment(batch, device), precision=precision, seed=seed)
+
     tally, failure = _Tally(), None
     try:
-        _score(model, loader, augment, torch.device(device), precision, seed, on_batch, tally)
+        with evaluating(model):
+            _score(tally, loader, score, model.macs, on_batch)
     except OnereelError as error:
         failure = error
     tally = _all_ranks(tally, failure)
@@ -217,33 +224,26 @@ def evaluate_classification(
 
 
 def _score(
-    model: VideoModel,
-    loader: ClipLoader,
-    augment: BatchTransform,
-    device: torch.device,
-    precision: str,
-    seed: int,
-    on_batch: Callable[[int, int], None] | None,
     tally: _Tally,
+    loader: ClipLoader,
+    score: Callable[[Batch], tuple[Tensor, Output]],
+    macs: Callable[[Sequence[int]], int],
+    on_batch: Callable[[int, int], None] | None,
 ) -> None:
-    """Run this rank's share of the views through the model."""
+    """Add this rank's share of the views to `tally`."""
     start = waiting_since = time.perf_counter()
-    with evaluating(model):
-        for number, batch in enumerate(loader.batches(epoch=0), 1):
-            tally.wait_seconds += time.perf_counter() - waiting_since
-            if batch.num_clips:
-                batch = augment(batch, device)
-                probabilities, output = view_probabilities(
-                    model, batch, precision=precision, seed=seed
-                )
-                tally.sums.add(batch.keys, probabilities, batch.labels)
-                tally.num_views += len(output.lengths)
-                tally.num_tokens += sum(output.lengths)
-                tally.num_dense_tokens += output.num_dense_tokens * len(output.lengths)
-                tally.macs += model.macs(output.lengths)
-            if on_batch is not None:
-                on_batch(number, loader.num_batches)
-            waiting_since = time.perf_counter()
+    for number, batch in enumerate(loader.batches(epoch=0), 1):
+        tally.wait_seconds += time.perf_counter() - waiting_since
+        if batch.num_clips:
+            probabilities, output = score(batch)
+            tally.sums.add(batch.keys, probabilities, batch.labels)
+            tally.num_views += len(output.lengths)
+            tally.num_tokens += sum(output.lengths)
+            tally.num_dense_tokens += output.num_dense_tokens * len(output.lengths)
+            tally.macs += macs(output.lengths)
+        if on_batch is not None:
+            on_batch(number, loader.num_batches)
+        waiting_since = time.perf_counter()
     tally.seconds = time.perf_counter() - start
 
 

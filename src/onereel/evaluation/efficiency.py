@@ -31,8 +31,8 @@ class Throughput:
         macs_per_clip: exact multiply-adds of the forward pass, mean over the clips.
         speedup_bound: MACs of all tokens over MACs of the kept ones: what no wall clock can beat while the model
             is bound by arithmetic.
-        peak_memory_bytes: device memory allocated at the peak; on the CPU the growth of the process' peak resident
-            memory, None where the system does not tell.
+        peak_memory_bytes: device memory allocated at the peak; on the CPU how far resident memory grew (memory that
+            the process had used and kept before is not in it), None where the system does not tell.
     """
 
     clips_per_second: float
@@ -106,9 +106,9 @@ def _forward(model: VideoModel, clips: Tensor, precision: str, seed: int) -> Out
 def _throughput(
     model: VideoModel, clips: Tensor, step: Callable[[], Output], repeats: int, warmup: int
 ) -> Throughput:
+    before = _reset_peak_memory(clips.device)
     for _ in range(warmup):
         step()
-    before = _reset_peak_memory(clips.device)
     seconds = []
     for _ in range(repeats):
         synchronize(clips.device)
