@@ -116,13 +116,15 @@ def timeline(index: PacketIndex, fps: Fraction | None) -> tuple[Fraction, np.nda
     times = index.frame_times
     mean_gap = times[-1] / max(len(times) - 1, 1) if times[-1] > 0 else 1 / index.fps
     num_ticks = max(1, round((times[-1] + mean_gap) * float(rate)))
-    half_later = (np.arange(num_ticks) + 0.5) / float(rate)
+    half_later = (np.arange(num_ticks) + 0.5) / float(rate) + 1e-6  # a tie, rounded, stays a tie
     shown = np.searchsorted(times, half_later, side="right") - 1
     return rate, np.maximum(shown, 0).astype(np.int32)
 
 
 def plan(source: Source, settings: Settings) -> list[Unit]:
     """Index the video and cut its timeline into units; raises DecodeError where it cannot be used."""
+    if os.fsencode(source.name) != source.name.encode(errors="replace"):
+        raise DecodeError(source.path, "its name is not valid UTF-8; rename it")
     facts = probe(source.path)
     if facts.why_unusable:
         raise DecodeError(source.path, facts.why_unusable)

@@ -8,9 +8,12 @@ keeps the meaning it had in the source (no gamut or tone mapping).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -140,7 +143,7 @@ def write_chunk(
     The encoder runs on one thread: parallelism comes from chunks, and its output then depends on nothing else.
     """
     options = {**PROFILES[profile].options, "preset": "medium", "crf": f"{crf:g}"}
-    options["flags"] = "+cgop"
+    options |= {"flags": "+cgop"} | _reproducible()
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         count = 0
@@ -151,6 +154,15 @@ def write_chunk(
             container.mux(stream.encode(plain))
         container.mux(stream.encode(None))
     return count
+
+
+@functools.cache
+def _reproducible() -> dict[str, str]:
+    """x264's AVX-512 code gives different bytes from run to run (in MB-tree, small or odd sizes); AVX2 is as fast."""
+    with contextlib.suppress(OSError):
+        if "avx512" in Path("/proc/cpuinfo").read_text():
+            return {"x264-params": "asm=AVX2"}
+    return {}
 
 
 def _describe(context: av.VideoCodecContext, frame: av.VideoFrame) -> None:

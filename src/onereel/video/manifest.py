@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from onereel.video.index import PacketIndex
 from onereel.video.probe import VIDEO_SUFFIXES
 
-BATCH_ROWS = 256
+BATCH_ROWS = 2048
 MAX_NAME = 120
 """Longest folder name taken over from a source (file systems allow 255 bytes)."""
 
@@ -87,7 +88,7 @@ def video_folder(name: str) -> str:
         re.sub(r"[^\w.,+=@ -]", "_", p)[:MAX_NAME].strip() for p in [*parents, *parts[-1:]]
     )
     if safe != name:
-        safe += "-" + hashlib.blake2b(name.encode(), digest_size=5).hexdigest()
+        safe += "-" + hashlib.blake2b(os.fsencode(name), digest_size=5).hexdigest()
     return f"chunks/{safe}"
 
 
@@ -116,42 +117,6 @@ def chunk_row(facts: dict[str, Any], index: PacketIndex) -> dict[str, Any]:
     }
 
 
-def packet_index(row: dict[str, pa.Array], i: int) -> PacketIndex:
-    """The packet index of row `i` of a record batch, given as its columns by name."""
-
-    def value(name: str) -> Any:
-        return row[name][i].as_py()
-
-    def numbers(name: str) -> np.ndarray:
-        return row[name][i].values.to_numpy(zero_copy_only=False)
-
-    rank, fps = numbers("rank"), Fraction(value("fps_numerator"), value("fps_denominator"))
-    return PacketIndex(
-        codec=value("codec"),
-        extradata=value("extradata"),
-        width=value("width"),
-        height=value("height"),
-        rotation=0,
-        pixel_format=value("pixel_format"),
-        color_space=value("color_space"),
-        color_range=value("color_range"),
-        time_base=Fraction(value("time_base_numerator"), value("time_base_denominator")),
-        stream=0,
-        position=numbers("position"),
-        size=numbers("size"),
-        rank=rank,
-        key=numbers("key"),
-        reference=numbers("reference"),
-        pts=value("first_pts") + rank.astype(np.int64) * value("pts_step"),
-        frame_times=np.arange(value("num_frames")) / float(fps),
-        constant_rate=True,
-        fps=float(fps),
-        addressable=True,
-        file_size=value("bytes"),
-        mtime_ns=0,
-    )
-
-
 def write_part(
     rows: list[dict[str, Any]], out: Path, video: str, first_chunk: int, aside: Path
 ) -> None:
@@ -173,6 +138,64 @@ def read_rows(path: Path) -> pa.Table:
     """All rows of an Arrow file of this store, memory-mapped."""
     with pa.memory_map(str(path)) as file:
         return pa.ipc.open_file(file).read_all()
+
+
+class Rows:
+    """The rows of `packets.arrow`, memory-mapped: nothing is read before it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        table = read_rows(path)
+        self.num_rows = table.num_rows
+        self._columns: dict[str, pa.ChunkedArray] = {name: table[name] for name in ROWS.names}
+
+    def value(self, name: str, row: int) -> Any:
+        """One cell."""
+        batch, i = divmod(row, BATCH_ROWS)
+        return self._columns[name].chunk(batch)[i].as_py()
+
+    def videos(self) -> list[str]:
+        """The names of all videos, sorted."""
+        starts = np.flatnonzero(self._columns["chunk"].to_numpy() == 0)
+        return self._columns["video"].take(pa.array(starts)).to_pylist()
+
+    def find(self, video: str) -> int | None:
+        """The row of the first chunk of the video with that name, or None."""
+        row = bisect_left(range(self.num_rows), video, key=lambda r: self.value("video", r))
+        return row if row < self.num_rows and self.value("video", row) == video else None
+
+    def packet_index(self, row: int) -> PacketIndex:
+        """The packet index of the chunk of `row`."""
+        value = {name: self.value(name, row) for name in _INDEX_CELLS}
+        rank, fps = self._numbers("rank", row), value["fps_numerator"] / value["fps_denominator"]
+        return PacketIndex(
+            **{name: value[name] for name in _INDEX_CELLS[:7]},
+            rotation=0,
+            time_base=Fraction(value["time_base_numerator"], value["time_base_denominator"]),
+            stream=0,
+            position=self._numbers("position", row),
+            size=self._numbers("size", row),
+            rank=rank,
+            key=self._numbers("key", row),
+            reference=self._numbers("reference", row),
+            pts=value["first_pts"] + rank.astype(np.int64) * value["pts_step"],
+            frame_times=np.arange(len(rank)) / fps,
+            constant_rate=True,
+            fps=fps,
+            addressable=True,
+            file_size=value["bytes"],
+            mtime_ns=0,  # not compared: a store may be copied
+        )
+
+    def _numbers(self, name: str, row: int) -> np.ndarray:
+        batch, i = divmod(row, BATCH_ROWS)
+        return self._columns[name].chunk(batch)[i].values.to_numpy(zero_copy_only=False)
+
+
+_INDEX_CELLS = (
+    *("codec", "extradata", "width", "height", "pixel_format", "color_space", "color_range"),
+    *("time_base_numerator", "time_base_denominator", "first_pts", "pts_step"),
+    *("fps_numerator", "fps_denominator", "bytes"),
+)
 
 
 def has_chunks(out: Path, rows: pa.Table, source_bytes: int) -> bool:

@@ -215,7 +215,7 @@ def _remove(folder: Path) -> None:
 
 def _write_quarantine(store: Path, outcome: Outcome) -> None:
     aside = store / "quarantine.csv.partial"
-    with open(aside, "w", newline="", encoding="utf-8") as file:
+    with open(aside, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "reason", "frame"])
         for name in sorted(outcome.quarantined):

@@ -101,7 +101,8 @@ def probe(path: str) -> FileFacts:
                 why_unusable=_why_unusable(streams, len(container.streams.audio), bool(usable)),
             )
     except (av.error.FFmpegError, ValueError) as error:
-        raise DecodeError(path, f"not a media file that FFmpeg can open ({error})") from error
+        detail = getattr(error, "strerror", None) or error
+        raise DecodeError(path, f"no media file that FFmpeg can open, or cut ({detail})") from error
 
 
 def _stream_facts(stream: av.VideoStream) -> StreamFacts:

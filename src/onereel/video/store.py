@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
+from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -17,8 +16,11 @@ from onereel.errors import DataError, DecodeError
 from onereel.types import ClipSpec, VideoInfo
 from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
-from onereel.video.manifest import BATCH_ROWS, packet_index, read_rows
+from onereel.video.index import PacketIndex
+from onereel.video.manifest import Rows
 from onereel.video.marker import read_marker
+
+_KEPT_INDICES = 256
 
 
 class ChunkStore:
@@ -38,42 +40,39 @@ class ChunkStore:
     def __init__(self, path: str, timeout_seconds: float = 30.0) -> None:
         self.path = os.path.abspath(path)
         self.decoder = FusedDecoder(timeout_seconds)
+        self._indices: OrderedDict[int, PacketIndex] = OrderedDict()
         self._root: str = read_marker(Path(self.path))["settings"]["root"]
-        if not os.path.exists(self._packets):
+        if not os.path.exists(os.path.join(self.path, "packets.arrow")):
             raise DataError(
                 f"{self.path} holds no finished video yet; run the same `onereel prepare` command again"
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_rows", "_aliases")}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_rows", "_aliases")}
+        return {**kept, "_indices": OrderedDict()}
 
     def __contains__(self, video: str) -> bool:
         return self._find(video) is not None
 
     def videos(self) -> list[str]:
         """The names of all videos, sorted."""
-        starts = np.flatnonzero(self._rows["chunk"].to_numpy() == 0)
-        return self._rows["video"].take(pa.array(starts)).to_pylist()
+        return self._rows.videos()
 
     def info(self, video: str) -> VideoInfo:
         """See `VideoLibrary.info`."""
-        columns, i = self._row(self._first_row(video))
-        fps = columns["fps_numerator"][i].as_py() / columns["fps_denominator"][i].as_py()
+        rows, row = self._rows, self._first_row(video)
         return VideoInfo(
-            num_frames=columns["video_frames"][i].as_py(),
-            fps=fps,
-            height=columns["height"][i].as_py(),
-            width=columns["width"][i].as_py(),
+            num_frames=rows.value("video_frames", row),
+            fps=rows.value("fps_numerator", row) / rows.value("fps_denominator", row),
+            height=rows.value("height", row),
+            width=rows.value("width", row),
         )
 
     def read(self, spec: ClipSpec) -> Tensor:
         """See `VideoLibrary.read`: one read per chunk that the clip touches, all with the same crop."""
         first_row = self._first_row(spec.video)
-        columns, i = self._row(first_row)
-        num_frames, chunk_frames = (
-            columns["video_frames"][i].as_py(),
-            columns["num_frames"][i].as_py(),
-        )
+        num_frames = self._rows.value("video_frames", first_row)
+        chunk_frames = self._rows.value("num_frames", first_row)
         frames = np.asarray(spec.frame_indices, np.int64)
         outside = frames[(frames < 0) | (frames >= num_frames)]
         if len(outside) or not len(frames):
@@ -92,9 +91,8 @@ class ChunkStore:
 
     def _file(self, row: int) -> VideoFile:
         """The chunk of a row with its packet index; raises DecodeError where the file is not the one indexed."""
-        columns, i = self._row(row)
-        path = os.path.join(self.path, columns["path"][i].as_py())
-        expected = columns["bytes"][i].as_py()
+        path = os.path.join(self.path, self._rows.value("path", row))
+        expected = self._rows.value("bytes", row)
         remedy = "run the same `onereel prepare` command again to restore it"
         try:
             size = os.stat(path).st_size
@@ -106,20 +104,19 @@ class ChunkStore:
             raise DecodeError(
                 path, f"chunk changed behind its index ({size} bytes, not {expected}); {remedy}"
             )
-        return VideoFile(path, packet_index(columns, i))
+        return VideoFile(path, self._index(row))
 
-    @property
-    def _packets(self) -> Path:
-        return Path(self.path) / "packets.arrow"
+    def _index(self, row: int) -> PacketIndex:
+        """The packet index of a chunk: one of those used last, or out of the file."""
+        index = self._indices.pop(row, None) or self._rows.packet_index(row)
+        self._indices[row] = index
+        if len(self._indices) > _KEPT_INDICES:
+            self._indices.popitem(last=False)
+        return index
 
     @cached_property
-    def _rows(self) -> pa.Table:
-        return read_rows(self._packets)
-
-    def _row(self, row: int) -> tuple[dict[str, pa.Array], int]:
-        """The columns of the record batch that holds `row`, and its place there."""
-        batch, i = divmod(row, BATCH_ROWS)
-        return {name: self._rows[name].chunk(batch) for name in self._rows.column_names}, i
+    def _rows(self) -> Rows:
+        return Rows(Path(self.path) / "packets.arrow")
 
     def _first_row(self, video: str) -> int:
         row = self._find(video)
@@ -134,20 +131,10 @@ class ChunkStore:
         full = os.path.normpath(os.path.join(self._root, video))
         spellings = (video, os.path.relpath(full, self._root), full)
         for name in dict.fromkeys(spellings):
-            if (row := self._lookup(name)) is not None:
+            if (row := self._rows.find(name)) is not None:
                 return row
         alias = self._aliases.get(os.path.realpath(full))
-        return None if alias is None else self._lookup(alias)
-
-    def _lookup(self, name: str) -> int | None:
-        column = self._rows["video"]
-
-        def name_of(row: int) -> str:
-            batch, i = divmod(row, BATCH_ROWS)
-            return column.chunk(batch)[i].as_py()
-
-        row = bisect_left(range(len(column)), name, key=name_of)
-        return row if row < len(column) and name_of(row) == name else None
+        return None if alias is None else self._rows.find(alias)
 
     @cached_property
     def _aliases(self) -> dict[str, str]:

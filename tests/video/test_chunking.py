@@ -1,0 +1,87 @@
+"""The constant-rate timeline: which source frame each tick shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onereel.video.chunking import Settings, exact_rate, plan, timeline
+from onereel.video.index import PacketIndex, build_packet_index
+from onereel.video.sources import Source
+
+SETTINGS = Settings(0.5, 64, None, "fast", 23.0, None)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> PacketIndex:
+    return build_packet_index(str(make_video(tmp_path_factory.mktemp("v") / "a.mp4", 30, 32, 48)))
+
+
+def with_times(index: PacketIndex, times: list[float], constant: bool, fps: float) -> PacketIndex:
+    return dataclasses.replace(index, frame_times=np.array(times), constant_rate=constant, fps=fps)
+
+
+@pytest.mark.parametrize(
+    ("fps", "exact"),
+    [
+        (29.97, Fraction(30000, 1001)),
+        (23.976, Fraction(24000, 1001)),
+        (30.0, 30),
+        (25, 25),
+        (12.5, Fraction(25, 2)),
+        (0.5, Fraction(1, 2)),
+        (24.829157, Fraction(10900, 439)),
+    ],
+)
+def test_rates_are_rounded_to_those_people_mean(fps: float, exact: Fraction) -> None:
+    assert exact_rate(fps) == exact
+
+
+@given(st.integers(1, 400), st.sampled_from([10, 24, 25, 29.97, 30, 59.94]))
+def test_a_constant_rate_maps_one_to_one(index: PacketIndex, num_frames: int, fps: float) -> None:
+    times = [i / fps for i in range(num_frames)]
+    rate, shown = timeline(with_times(index, times, True, fps), None)
+    assert rate == exact_rate(fps)
+    assert shown.tolist() == list(range(num_frames))
+
+
+@given(
+    st.lists(st.floats(0.001, 0.5), min_size=1, max_size=60),
+    st.sampled_from([None, Fraction(10), Fraction(30000, 1001)]),
+)
+def test_each_tick_shows_the_last_frame_begun_half_a_tick_later(
+    index: PacketIndex, gaps: list[float], fps: Fraction | None
+) -> None:
+    times = np.concatenate([[0.0], np.cumsum(gaps)]).tolist()
+    rate, shown = timeline(with_times(index, times, False, len(gaps) / times[-1]), fps)
+    for tick, frame in enumerate(shown.tolist()):
+        begun = [i for i, t in enumerate(times) if t <= (tick + 0.5) / float(rate) + 1e-6]
+        assert frame == begun[-1]
+    duration = times[-1] + float(np.mean(gaps))
+    assert abs(len(shown) / float(rate) - duration) <= 0.51 / float(rate) + 1e-6 or len(shown) == 1
+
+
+def test_half_the_rate_takes_every_other_frame(index: PacketIndex) -> None:
+    _, shown = timeline(with_times(index, [i / 30 for i in range(30)], True, 30.0), Fraction(15))
+    assert len(shown) == 15
+    assert np.diff(shown).tolist() == [2] * 14
+
+
+def test_a_long_video_becomes_several_units(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_video(tmp_path / "a.mp4", 150, 32, 48, options={"g": "20"})
+    units = plan(Source("a.mp4", str(path)), SETTINGS)
+    assert [u.first_chunk for u in units] == [0, 4, 8]
+    assert [len(u.shown) for u in units] == [60, 60, 30]
+    assert units[0].seek_pts is None
+    assert units[1].seek_pts is not None
+    assert 0 < units[1].first_rank <= 60 == units[1].shown[0]
+    assert np.concatenate([u.shown for u in units]).tolist() == list(range(150))

@@ -1,0 +1,386 @@
+"""Raw videos of every kind become a store; bad ones are named; a killed run is finished by the same command."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from onereel.errors import ConfigError, DataError
+from onereel.types import ClipSpec, CropBox
+from onereel.video.encode import PROFILES
+from onereel.video.prepare import PrepareReport, prepare
+from onereel.video.store import ChunkStore
+
+MakeVideo = Callable[..., Path]
+NumberOf = Callable[[object], int]
+
+
+def run(source: object, out: Path, **settings: object) -> PrepareReport:
+    settings = {
+        "chunk_seconds": 0.5,
+        "short_side": 64,
+        "num_workers": 1,
+        "progress": False,
+    } | settings
+    return prepare(source, out, **settings)  # type: ignore[arg-type]
+
+
+def numbers(store: Path, video: str, number_of: NumberOf) -> list[int]:
+    """The number that each frame of a video of the store shows."""
+    library = ChunkStore(str(store))
+    info = library.info(video)
+    box = CropBox(0, 0, info.height, info.width)
+    frames = tuple(range(info.num_frames))
+    clip = library.read(ClipSpec(video, frames, box, (info.height, info.width)))
+    return [number_of(frame) for frame in clip]
+
+
+def manifest(store: Path) -> list[dict[str, object]]:
+    return pq.read_table(store / "manifest.parquet").to_pylist()
+
+
+def files(store: Path) -> set[str]:
+    return {str(p.relative_to(store)) for p in store.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_frame_of_the_source_is_in_the_store(
+    profile: str, make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+) -> None:
+    make_video(tmp_path / "in.mp4", 70, 96, 144)
+    report = run(tmp_path / "in.mp4", tmp_path / "out", profile=profile)
+    assert numbers(tmp_path / "out", "in.mp4", number_of) == list(range(70))
+    rows = manifest(tmp_path / "out")
+    assert [row["num_frames"] for row in rows] == [15, 15, 15, 15, 10]
+    assert [row["first_frame"] for row in rows] == [0, 15, 30, 45, 60]
+    assert [row["start_seconds"] for row in rows] == [0, 0.5, 1, 1.5, 2]
+    assert rows[-1]["end_seconds"] == pytest.approx(70 / 30)
+    assert {(row["height"], row["width"]) for row in rows} == {(64, 96)}
+    assert (report.videos, report.chunks, report.quarantined) == (1, 5, ())
+    assert report.video_seconds == pytest.approx(70 / 30)
+    assert report.source_bytes == (tmp_path / "in.mp4").stat().st_size
+    assert report.store_bytes == sum(
+        (tmp_path / "out" / str(r["path"])).stat().st_size for r in rows
+    )
+    assert 30 < report.psnr < 60
+    assert "5 chunks" in str(report)
+    assert not {"parts", "partial"} & set(os.listdir(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("b_frames.mkv", {"options": {"bf": "3"}}),
+        ("open_gop.ts", {"options": {"g": "8", "x264-params": "open-gop=1"}}),
+        ("asp.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),
+        ("vp9.webm", {"codec": "libvpx-vp9"}),
+        ("sound.mp4", {"audio": True}),
+    ],
+)
+def test_kinds_of_sources(
+    name: str,
+    settings: dict[str, object],
+    make_video: MakeVideo,
+    number_of: NumberOf,
+    tmp_path: Path,
+) -> None:
+    make_video(tmp_path / name, 40, 64, 96, **settings)
+    run(tmp_path / name, tmp_path / "out")
+    assert numbers(tmp_path / "out", name, number_of) == list(range(40))
+    with av.open(str(tmp_path / "out" / str(manifest(tmp_path / "out")[0]["path"]))) as chunk:
+        assert [s.type for s in chunk.streams] == ["video"]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+def test_units_that_start_inside_a_video(
+    name: str, make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+) -> None:
+    make_video(tmp_path / name, 150, 48, 72, options={"g": "25"})
+    run(tmp_path / name, tmp_path / "out", chunk_seconds=0.4)
+    assert numbers(tmp_path / "out", name, number_of) == list(range(150))
+
+
+def test_variable_rate_becomes_constant(
+    make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+) -> None:
+    pts = np.cumsum([0] + [20, 60] * 15).tolist()  # ms: 31 frames, 25 a second on average
+    make_video(tmp_path / "in.mkv", 31, 64, 96, pts=pts)
+    run(tmp_path / "in.mkv", tmp_path / "out")
+    rows = manifest(tmp_path / "out")
+    assert {(r["fps_numerator"], r["fps_denominator"]) for r in rows} == {(25, 1)}
+    expected = [max(i for i, t in enumerate(pts) if t <= 40 * tick + 20) for tick in range(31)]
+    assert numbers(tmp_path / "out", "in.mkv", number_of) == expected
+
+
+def test_another_rate(make_video: MakeVideo, number_of: NumberOf, tmp_path: Path) -> None:
+    make_video(tmp_path / "in.mp4", 60, 64, 96)
+    run(tmp_path / "in.mp4", tmp_path / "half", fps=15)
+    shown = numbers(tmp_path / "half", "in.mp4", number_of)
+    assert len(shown) == 30
+    assert np.diff(shown).tolist() == [2] * 29
+    run(tmp_path / "in.mp4", tmp_path / "double", fps=60)
+    shown = numbers(tmp_path / "double", "in.mp4", number_of)
+    assert len(shown) == 120
+    assert sorted(set(shown)) == list(range(60))
+    run(tmp_path / "in.mp4", tmp_path / "same", fps=30.0)
+    assert numbers(tmp_path / "same", "in.mp4", number_of) == list(range(60))
+
+
+def turned(path: Path) -> Path:
+    """The MP4 file, told to be shown after a clockwise quarter turn (ISO 14496-12 8.3.2, matrix)."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    matrix = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]
+    data[start : start + 36] = b"".join(n.to_bytes(4, "big", signed=True) for n in matrix)
+    path.write_bytes(bytes(data))
+    return path
+
+
+def test_rotation_is_applied_and_stated(make_video: MakeVideo, tmp_path: Path) -> None:
+    def half_white(number: int, height: int, width: int) -> np.ndarray:
+        frame = np.zeros((height, width, 3), np.uint8)
+        frame[: height // 2] = 255  # the upper half: after a clockwise quarter turn, the right one
+        return frame
+
+    turned(make_video(tmp_path / "in.mp4", 5, 64, 96, frame=half_white))
+    run(tmp_path / "in.mp4", tmp_path / "out")
+    (row,) = manifest(tmp_path / "out")
+    assert (row["height"], row["width"], row["source_rotation"]) == (96, 64, 90)
+    store = ChunkStore(str(tmp_path / "out"))
+    clip = store.read(ClipSpec("in.mp4", (0,), CropBox(0, 0, 96, 64), (96, 64))).float()
+    assert clip[..., 40:].mean() > 240
+    assert clip[..., :24].mean() < 15
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(48, 72, (48, 72)), (96, 144, (64, 96)), (144, 96, (96, 64)), (100, 178, (64, 114))],
+)
+def test_sizes(
+    height: int, width: int, expected: tuple[int, int], make_video: MakeVideo, tmp_path: Path
+) -> None:
+    make_video(tmp_path / "in.mp4", 3, height, width)
+    run(tmp_path / "in.mp4", tmp_path / "out")
+    (row,) = manifest(tmp_path / "out")
+    assert (row["height"], row["width"]) == expected
+
+
+def test_odd_sizes_lose_one_row_or_column(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "in.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 61, 47, "yuv444p"
+        frame = np.full((47, 61, 3), 90, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    run(tmp_path / "in.mkv", tmp_path / "out")
+    (row,) = manifest(tmp_path / "out")
+    assert (row["height"], row["width"]) == (46, 60)
+
+
+def test_the_stream_can_be_chosen(real_data: Path, tmp_path: Path) -> None:
+    source = real_data / "long" / "nasa_13013_13s.mp4"
+    run(source, tmp_path / "best", chunk_seconds=15)
+    run(source, tmp_path / "first", chunk_seconds=15, stream=0)
+    assert ChunkStore(str(tmp_path / "best")).info(source.name).num_frames == 390
+    assert ChunkStore(str(tmp_path / "first")).info(source.name).num_frames == 325
+
+
+def test_bad_files_are_named_and_the_rest_proceeds(
+    make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+) -> None:
+    videos = tmp_path / "in"
+    videos.mkdir()
+    good = make_video(videos / "good.mp4", 90, 64, 96, options={"g": "15"}).read_bytes()
+    (videos / "empty.mp4").touch()
+    (videos / "text.mp4").write_text("no video at all\n" * 50)
+    (videos / "cut.mp4").write_bytes(good[: len(good) // 2])
+    damaged = bytearray(good)
+    damaged[len(good) // 2 : len(good) // 2 + 400] = b"\x55" * 400
+    (videos / "damaged.mp4").write_bytes(bytes(damaged))
+    with av.open(str(videos / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    report = run(videos, tmp_path / "out", chunk_seconds=0.5)
+    with open(tmp_path / "out" / "quarantine.csv", newline="") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"empty.mp4", "text.mp4", "cut.mp4", "damaged.mp4", "sound.mp4"}
+    assert all(row["reason"] for row in rows.values())
+    assert 15 <= int(rows["damaged.mp4"]["frame"]) < 90
+    assert [q.path for q in report.quarantined] == sorted(rows)
+    assert ChunkStore(str(tmp_path / "out")).videos() == ["good.mp4"]
+    assert numbers(tmp_path / "out", "good.mp4", number_of) == list(range(90))
+    assert {name.split("/")[1] for name in files(tmp_path / "out") if "/" in name} == {"good.mp4"}
+
+
+def test_a_repaired_file_is_taken_by_the_next_run(make_video: MakeVideo, tmp_path: Path) -> None:
+    videos = tmp_path / "in"
+    videos.mkdir()
+    make_video(videos / "a.mp4", 20, 64, 96)
+    (videos / "b.mp4").touch()
+    assert len(run(videos, tmp_path / "out").quarantined) == 1
+    make_video(videos / "b.mp4", 20, 64, 96)
+    make_video(videos / "a.mp4", 40, 64, 96)  # replaced by another
+    report = run(videos, tmp_path / "out")
+    assert (report.videos, report.quarantined) == (2, ())
+    assert ChunkStore(str(tmp_path / "out")).info("a.mp4").num_frames == 40
+
+
+def test_a_second_run_makes_nothing_again(make_video: MakeVideo, tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", 40, 64, 96)
+    run(tmp_path / "a.mp4", tmp_path / "out")
+    before = {
+        name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files(tmp_path / "out")
+    }
+    assert run(tmp_path / "a.mp4", tmp_path / "out").encoded_seconds == 0
+    after = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files(tmp_path / "out")}
+    del before["quarantine.csv"], after["quarantine.csv"]
+    assert after == before
+    chunk = tmp_path / "out" / "chunks" / "a.mp4" / "000001.mp4"
+    chunk.unlink()
+    run(tmp_path / "a.mp4", tmp_path / "out")
+    assert chunk.exists()
+
+
+def test_two_files_of_one_name_stay_apart(
+    make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+) -> None:
+    videos = tmp_path / "in"
+    for name in ("a.mp4", "a.avi", "b/a.mp4", "b ü?/a.mp4", "b ü_/a.mp4"):
+        (videos / name).parent.mkdir(exist_ok=True, parents=True)
+        codec = "mpeg4" if name.endswith("avi") else "libx264"
+        make_video(videos / name, 5, 64, 96, codec=codec)
+    assert run(videos, tmp_path / "out").videos == 5
+    assert len({str(row["path"]) for row in manifest(tmp_path / "out")}) == 5
+
+
+def test_other_settings_are_refused(make_video: MakeVideo, tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", 5, 64, 96)
+    run(tmp_path / "a.mp4", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"profile is 'small' here and 'fast' in the store"):
+        run(tmp_path / "a.mp4", tmp_path / "out", profile="small")
+    with pytest.raises(ConfigError, match=r"crf is 20\.0 here and 23\.0"):
+        run(tmp_path / "a.mp4", tmp_path / "out", crf=20)
+
+
+def test_what_cannot_be_a_store_or_a_setting_is_refused(
+    make_video: MakeVideo, tmp_path: Path
+) -> None:
+    source = make_video(tmp_path / "a.mp4", 5, 64, 96)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(DataError, match="not empty and is no chunk store"):
+        run(source, tmp_path / "other")
+    assert os.listdir(tmp_path / "other") == ["thesis.tex"]
+    with pytest.raises(ConfigError, match="Did you mean 'fast'"):
+        run(source, tmp_path / "out", profile="fats")
+    for name, value in (("chunk_seconds", 0), ("short_side", 8), ("crf", 99), ("num_workers", -1)):
+        with pytest.raises(ConfigError, match=f"{name} is {value}"):
+            run(source, tmp_path / "out", **{name: value})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_store_as_one(make_video: MakeVideo, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_video(tmp_path / "in" / name, 100, 48, 72)
+    (tmp_path / "in" / "bad.mp4").touch()
+    reports = [
+        run(tmp_path / "in", tmp_path / f"out{n}", num_workers=n, chunk_seconds=0.3) for n in (1, 2)
+    ]
+    assert manifest(tmp_path / "out1") == manifest(tmp_path / "out2")
+    assert files(tmp_path / "out1") == files(tmp_path / "out2")
+    assert reports[0].quarantined == reports[1].quarantined
+
+
+_SCRIPT = """
+import sys
+from onereel.video.prepare import prepare
+if __name__ == "__main__":
+    prepare(sys.argv[1], sys.argv[2], chunk_seconds=0.5, short_side=64, num_workers=2, progress=False)
+"""
+
+
+def test_a_killed_run_is_finished_by_the_next(make_video: MakeVideo, tmp_path: Path) -> None:
+    videos, out = tmp_path / "in", tmp_path / "out"
+    videos.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        make_video(videos / name, 240, 96, 144)
+    (videos / "a bad one.mp4").touch()
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    killed = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(videos), str(out)])
+    deadline = time.monotonic() + 60
+    while not list(out.glob("parts/**/*.arrow")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    workers = [Path("/proc") / folder.name for folder in (out / "partial").iterdir()]
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(
+        worker.exists() for worker in workers
+    )  # they end with the process that started them
+    assert list(out.glob("parts/**/*.arrow"))
+    assert not (out / "packets.arrow").exists()
+    with pytest.raises(DataError, match="run the same"):
+        ChunkStore(str(out))
+    for chunk in out.glob("chunks/*/*.mp4"):  # what is visible is whole
+        with av.open(str(chunk)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 15
+    report = run(videos, out)
+    assert report.encoded_seconds < report.video_seconds
+    run(videos, tmp_path / "never_killed")
+    assert manifest(out) == manifest(tmp_path / "never_killed")
+    assert files(out) == files(tmp_path / "never_killed")
+
+
+def test_a_full_disk_stops_the_run_with_a_remedy(
+    make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_video(tmp_path / "a.mp4", 40, 64, 96)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.video.chunking.write_chunk", full)
+        with pytest.raises(DataError, match="No space left on device.*run the same command again"):
+            run(tmp_path / "a.mp4", tmp_path / "out")
+    assert run(tmp_path / "a.mp4", tmp_path / "out").quarantined == ()
+
+
+def test_one_run_at_a_time(make_video: MakeVideo, tmp_path: Path) -> None:
+    import fcntl
+
+    make_video(tmp_path / "a.mp4", 5, 64, 96)
+    run(tmp_path / "a.mp4", tmp_path / "out")
+    with open(tmp_path / "out" / "store.json", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another run"):
+            run(tmp_path / "a.mp4", tmp_path / "out")
+
+
+def test_a_list_names_videos_as_it_writes_them(make_video: MakeVideo, tmp_path: Path) -> None:
+    make_video(tmp_path / "my video.mp4", 5, 64, 96)
+    (tmp_path / "list.csv").write_text("path,label\n./my video.mp4,1\nabsent.mp4,2\n")
+    report = run(tmp_path / "list.csv", tmp_path / "out")
+    assert ChunkStore(str(tmp_path / "out")).videos() == ["./my video.mp4"]
+    assert [(q.path, q.reason) for q in report.quarantined] == [
+        ("absent.mp4", "there is no such file")
+    ]
+    shutil.rmtree(tmp_path / "out")

@@ -1,0 +1,60 @@
+"""Which videos a folder, a list or a CSV names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onereel.errors import DataError
+from onereel.video.sources import list_sources
+
+
+def test_a_folder_gives_its_videos_at_any_depth(tmp_path: Path) -> None:
+    for name in ("b.mp4", "a/c.AVI", "a/.hidden.mp4", ".git/d.mp4", "notes.txt", "store/e.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    root, sources = list_sources(tmp_path, out=str(tmp_path / "store"))
+    assert root == str(tmp_path)
+    assert [s.name for s in sources] == ["a/c.AVI", "b.mp4"]
+    assert sources[0].path == str(tmp_path / "a/c.AVI")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my video.mp4 3\nb.webm 4\nmy video.mp4 7\n",
+        "my video.mp4,3\nb.webm,4\n",
+        "my video.mp4\nb.webm\n",
+        "my video.mp4 120 3\nb.webm 90 4\n",
+        "label,path\nx,my video.mp4\ny,b.webm\n",
+        'path,caption\n"my video.mp4","a, b"\nb.webm,c d\n',
+        "\ufeffpath,label\r\nmy video.mp4,1\r\nb.webm,2\r\n",
+    ],
+)
+def test_every_form_of_list_names_each_video_once(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    root, sources = list_sources(path)
+    assert root == str(tmp_path)
+    assert [s.name for s in sources] == ["b.webm", "my video.mp4"]
+    _, elsewhere = list_sources(path, root="/videos")
+    assert elsewhere[0].path == "/videos/b.webm"
+
+
+def test_one_file_and_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    root, sources = list_sources(tmp_path / "a.mp4")
+    assert (root, sources[0].name) == (str(tmp_path), "a.mp4")
+    root, sources = list_sources(["x/a.mp4", "/y/b.mp4"], root=str(tmp_path))
+    assert [s.path for s in sources] == ["/y/b.mp4", str(tmp_path / "x/a.mp4")]
+
+
+def test_nothing_to_prepare_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="names no video"):
+        list_sources(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        list_sources(tmp_path / "absent")
+    (tmp_path / "list.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="neither a video"):
+        list_sources(tmp_path / "list.csv")
