@@ -4,7 +4,9 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
+from types import ModuleType
 
 import pytest
 import torch
@@ -104,6 +106,14 @@ def test_evaluation_covers_every_view_once(dataset_of, world_size, num_records, 
     assert sorted(seen) == [(0, i, view) for i in range(num_records) for view in range(views)]
 
 
+def test_epochs_in_order_follow_one_another(dataset_of):
+    loader = eval_loader(dataset_of(5, training=False), 2)
+    for epoch in (0, 1, 1, 0):
+        keys = list(itertools.chain(*keys_of(loader.batches(epoch))))
+        assert keys == [(epoch, i, 0) for i in range(5)]
+    assert list(loader.batches(0, start=3)) == []
+
+
 def test_an_epoch_resumes_anywhere_without_decoding_what_is_behind(dataset_of, fake_library):
     whole = list(train_loader(dataset_of(23)).batches(5))
     for start in range(6):
@@ -173,6 +183,13 @@ def test_too_many_bad_files_stop_the_run(dataset_of, tmp_path):
         assert part in str(error.value)
     assert len(quarantined(quarantine)) == 3
     assert len(list(train_loader(dataset_of(names), max_bad_ratio=0.02).batches(0))) == 50
+
+
+def test_one_bad_file_never_stops_a_run_unless_none_is_allowed(dataset_of):
+    names = ["bad0"] + [f"video{i}" for i in range(7)]
+    assert sum(batch.num_failed for batch in train_loader(dataset_of(names)).batches(0)) == 1
+    with pytest.raises(DataError, match=r"1 of \d samples"):
+        list(train_loader(dataset_of(names), max_bad_ratio=0.0).batches(0))
 
 
 def test_a_wrong_root_stops_the_run_early(dataset_of, fake_library):
@@ -263,6 +280,17 @@ def test_ctrl_c_does_not_reach_the_workers(video_dataset):
     os.kill(loader._data_loader._iterator._workers[0].pid, signal.SIGINT)
     time.sleep(0.2)
     assert len(list(stream)) == 2
+
+
+def test_workers_do_not_run_the_users_script_again(video_dataset, tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit('the script ran again')")
+    main = ModuleType("__main__")
+    main.__file__ = str(script)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    loader = train_loader(video_dataset, num_workers=1, max_bad_ratio=1.0)
+    assert next(loader.batches(0)).num_clips > 0
+    assert sys.modules["__main__"] is main
 
 
 def test_workers_end_with_the_loader(video_dataset):

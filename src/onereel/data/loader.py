@@ -8,8 +8,11 @@ import io
 import logging
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,8 +63,8 @@ class ClipLoader:
     views are those of the dataset, every one exactly once, and ranks may differ by one batch.
 
     A sample that cannot be read is left out of its batch, logged and written to the quarantine file; nothing stands in
-    for it. DataError stops the run once an epoch has lost more than `max_bad_ratio` of its samples (on this rank), or
-    more than half of what it has read so far (and `max_bad_ratio`), 32 samples or more.
+    for it. DataError stops the run once an epoch has lost more than `max_bad_ratio` of its samples on this rank (and
+    more than one); or, of 32 samples or more, more than half (and `max_bad_ratio`) of those read so far.
 
     Workers come from a fork server, a process that has imported what they need and does nothing else: they start in
     milliseconds, and hold no copy of the training process, whose threads may own locks at the moment of a plain fork
@@ -116,7 +119,10 @@ class ClipLoader:
             world_size=world_size,
         )
         self._max_bad_ratio, self._strict = max_bad_ratio, strict
-        self._quarantine = quarantine
+        # One bad file never stops a run, unless none is allowed.
+        share = max_bad_ratio * self._plan.samples_per_epoch
+        self._num_bad_allowed = max(1.0, share) if max_bad_ratio else 0.0
+        self._quarantine, self._library = quarantine, dataset.library
         self._next: tuple[int, int] | None = None
         self._stream: Iterator[_Loaded] = iter(())
         options = _worker_options(num_workers, prefetch, dataset.library) if num_workers else {}
@@ -143,9 +149,12 @@ class ClipLoader:
             DataError: too many samples failed (see the class), or a worker was killed.
             DecodeError: a sample failed, and the loader is strict.
         """
+        if start >= self.num_batches:
+            return
         if self._next != (epoch, start):
             self._plan.first = (epoch, start)
-            self._stream = iter(self._data_loader)
+            with _hidden_main(self._library):
+                self._stream = iter(self._data_loader)
         self._next = None
         seen = failed = 0
         for j in range(start, self.num_batches):
@@ -153,7 +162,7 @@ class ClipLoader:
             seen += self._plan.num_samples(j)
             failed += len(loaded.failures)
             self._report(loaded.failures, seen, failed)
-            self._next = (epoch, j + 1) if j + 1 < self.num_batches else (epoch + 1, 0)
+            self._next = self._plan.following(epoch, j)
             yield _to_batch(loaded)
 
     def _receive(self) -> _Loaded:
@@ -164,8 +173,7 @@ class ClipLoader:
                 raise
             raise DataError(
                 f"a data worker died ({error}). Usually the system ran out of memory, or of shared memory in a "
-                "container (docker run --shm-size 16g): lower data.num_workers or data.prefetch. In a script of your "
-                'own, call onereel below `if __name__ == "__main__":`, because workers import the script'
+                "container (docker run --shm-size 16g); lower data.num_workers or data.prefetch"
             ) from error
 
     def _report(self, failures: list[_Failure], seen: int, failed: int) -> None:
@@ -176,7 +184,7 @@ class ClipLoader:
             log.warning("skipped sample %d: %s", failure.key.index, failure.error)
         if failures and self._quarantine is not None:
             _append_to_quarantine(self._quarantine, failures)
-        too_many = failed > self._max_bad_ratio * self._plan.samples_per_epoch
+        too_many = failed > self._num_bad_allowed
         hopeless = seen >= HOPELESS_AFTER and failed > max(0.5, self._max_bad_ratio) * seen
         if failures and (too_many or hopeless):
             where = f" Every one is listed in {self._quarantine}." if self._quarantine else ""
@@ -245,14 +253,17 @@ class _Plan(Sampler[list[Job]]):
         return jobs
 
     def __iter__(self) -> Iterator[list[Job]]:
-        """All batches from `first` on; a shuffled plan goes on into the next epochs."""
-        epoch, start = self.first
-        while True:
-            for batch in range(start, self.num_batches):
-                yield self.jobs(epoch, batch)
-            if not self.shuffle:
-                return
-            epoch, start = epoch + 1, 0
+        """All batches from `first` on."""
+        position: tuple[int, int] | None = self.first
+        while position is not None:
+            yield self.jobs(*position)
+            position = self.following(*position)
+
+    def following(self, epoch: int, batch: int) -> tuple[int, int] | None:
+        """The batch read after this one; a shuffled plan goes on into the next epoch."""
+        if batch + 1 < self.num_batches:
+            return epoch, batch + 1
+        return (epoch + 1, 0) if self.shuffle else None
 
     def _clips(self, batch: int) -> range:
         """Positions in the epoch's sequence of clips."""
@@ -329,6 +340,22 @@ def _worker_options(num_workers: int, prefetch: int, library: VideoLibrary) -> d
         "multiprocessing_context": context,
         "worker_init_fn": _start_worker,
     }
+
+
+@contextmanager
+def _hidden_main(library: VideoLibrary) -> Iterator[None]:
+    """Start workers without importing the program's main module, unless that defines the library.
+
+    By default they would import it: a script that calls onereel without `if __name__ == "__main__":` would run again in
+    each of them, and one read from standard input could not start any.
+    """
+    main = sys.modules["__main__"]
+    if type(library).__module__ != "__main__":
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker(worker: int) -> None:
