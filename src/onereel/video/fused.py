@@ -83,11 +83,14 @@ class FusedDecoder:
             packets = addressed_packets(clip.path, file, index, span.rows)
             return clip.decode(context, packets, span)
         seconds_left = max(clip.deadline - time.monotonic(), 0.001)
-        with av.open(clip.path, timeout=seconds_left) as container:
-            context = _prepared(container.streams[index.stream].codec_context)
-            return clip.decode(
-                context, demuxed_packets(clip.path, container, index, span.rows), span
-            )
+        try:
+            with av.open(clip.path, timeout=seconds_left) as container:
+                context = _prepared(container.streams[index.stream].codec_context)
+                packets = demuxed_packets(clip.path, container, index, span.rows)
+                return clip.decode(context, packets, span)
+        except (av.FFmpegError, IndexError) as error:
+            reason = "changed behind its index, or unreadable: the demuxer fails"
+            raise clip.error(f"{reason} ({error})", span.wanted) from error
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class _Clip:
                     if row >= span.trusted and self.index.rank[row] >= first_rank:
                         raise
                     continue
-                self._draw(frames, span, missing)
+                if frames:
+                    self._draw(frames, span, missing)
             self._draw(context.decode(None), span, missing)
         except av.FFmpegError as error:
             return missing, f"corrupt ({error.strerror})"

@@ -15,9 +15,8 @@ from onereel.video.index import NO_TIME, PacketIndex, nal_length_bytes
 _PADDING = (
     64  # libavcodec/defs.h, AV_INPUT_BUFFER_PADDING_SIZE: decoders may read this far past a packet
 )
-_LARGEST_GAP = (
-    4  # read packet by packet where the span holds this many times the bytes of its packets
-)
+_LARGEST_GAP = 4  # read packet by packet where a span is this much longer than the packets in it
+_SMALL = 1 << 16  # ... and longer than this many bytes
 
 NumberedPackets = Iterator[tuple[int, Any]]
 
@@ -39,32 +38,33 @@ def addressed_packets(path: str, file: int, index: PacketIndex, rows: list[int])
     """Packets cut out of one read, without a copy. Raises DecodeError where the bytes are not those indexed."""
     starts, sizes = index.position[rows].tolist(), index.size[rows].tolist()
     begin = min(starts)
-    length = max(start + size for start, size in zip(starts, sizes)) - begin
-    scattered = length > _LARGEST_GAP * index.size[rows[0] : rows[-1] + 1].sum() + (1 << 16)
-    length_bytes = nal_length_bytes(index.extradata) if index.codec == "h264" else 0
-    span = None if scattered else _read(path, file, begin, length)
-    for row, start, size in zip(rows, starts, sizes):
-        if span is None:
-            data = _read(path, file, start, size)[:size]
-        else:
-            data = span[start - begin : start - begin + size]
-        if length_bytes and not _holds_whole_units(data, length_bytes):
-            raise DecodeError(path, f"changed behind its index: byte {start} starts no packet")
-        packet = av.Packet(data)
+    length = max(map(sum, zip(starts, sizes))) - begin
+    if length > _LARGEST_GAP * int(index.size[rows[0] : rows[-1] + 1].sum()) + _SMALL:
+        pieces = [_read(path, file, start, size)[:size] for start, size in zip(starts, sizes)]
+    else:
+        span = _read(path, file, begin, length)
+        pieces = [span[start - begin : start - begin + size] for start, size in zip(starts, sizes)]
+    if index.codec == "h264" and not _holds_whole_units(pieces[0], index.extradata):
+        raise DecodeError(path, f"changed behind its index: byte {starts[0]} starts no packet")
+    for row, piece in zip(rows, pieces):
+        packet = av.Packet(piece)
         packet.pts = row  # a decoder gives a frame the pts of its packet
         yield row, packet
 
 
 def _read(path: str, file: int, begin: int, length: int) -> memoryview:
-    buffer = memoryview(bytearray(length + _PADDING))
-    if os.preadv(file, [buffer[:length]], begin) != length:
+    data = os.pread(file, length + _PADDING, begin)
+    if len(data) < length:
         raise DecodeError(path, f"truncated: it ends before byte {begin + length}")
-    return buffer
+    if len(data) < length + _PADDING:
+        data += bytes(_PADDING)
+    return memoryview(data)
 
 
-def _holds_whole_units(packet: memoryview, length_bytes: int) -> bool:
-    """Whether the lengths before an H.264 packet's units add up to the packet."""
-    start = 0
+def _holds_whole_units(packet: memoryview, extradata: bytes) -> bool:
+    """Whether the lengths before an H.264 packet's units add up to the packet (true of Annex B, which has none)."""
+    length_bytes = nal_length_bytes(extradata)
+    start = 0 if length_bytes else len(packet)
     while start < len(packet):
         start += length_bytes + int.from_bytes(packet[start : start + length_bytes], "big")
     return start == len(packet)

@@ -78,6 +78,12 @@ class Canvas:
         direct: bool = True,
     ) -> None:
         self.cache, self.rotation, self.crop, self.size = cache, index.rotation, crop, size
+        # A flip along the displayed width runs along the coded height where the picture lies on its side.
+        self.flipped = (
+            ()
+            if crop is None or not crop.hflip
+            else ((-2,) if self.rotation in (90, 270) else (-1,))
+        )
         self.library = swscale() if direct else None
         self.box = coded_box(index, crop)
         turned = self.rotation in (90, 270)
@@ -87,39 +93,43 @@ class Canvas:
         self.is_scaled = self.coded_size != (self.box.height, self.box.width)
         upright = self.coded_size[::-1] if turned and not self.is_scaled else self.coded_size
         self.clip = torch.empty((num_frames, 3, *upright), dtype=torch.uint8)
+        self.pixel_format = ""
+        self.scaler: SwscaleContext | GraphScaler | None = None
 
-    def draw(self, slots: list[int], frame: Any) -> None:
-        """Put a decoded frame into the places `slots` of the clip."""
-        first = self.clip[slots[0]]
+    def draw(self, places: list[int], frame: Any) -> None:
+        """Put a decoded frame into its places in the clip."""
+        first = self.clip[places[0]]
         if not self.is_scaled:
             # Conversion without scaling must equal the reference bit for bit: the same call, on the whole frame.
             rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1)).permute(2, 0, 1)
             first.copy_(finish(rgb, self.rotation, self.crop, None))
-        elif self.library is not None and self._is_direct(name := frame.format.name):
-            space = int(frame.colorspace)
-            full = DIRECT_FORMATS[name] or int(frame.color_range) == FULL_RANGE
-            key = (self.box[2:], self.coded_size, space, full)
-            make = lambda: SwscaleContext(self.library, self.box, self.coded_size, space, full)  # noqa: E731
-            self.cache.get(key, make).scale(frame, self.box, first.data_ptr())
         else:
-            color = (frame.format.name, int(frame.colorspace), int(frame.color_range))
-            key = (self.box, self.coded_size, frame.width, frame.height, *color)
-            make = lambda: GraphScaler(frame, self.box, self.coded_size)  # noqa: E731
-            first.copy_(self.cache.get(key, make).scale(frame))
-        for slot in slots[1:]:
-            self.clip[slot] = first
+            if self.pixel_format != frame.format.name:
+                self.pixel_format, self.scaler = frame.format.name, self._scaler_for(frame)
+            if isinstance(self.scaler, SwscaleContext):
+                self.scaler.scale(frame, self.box, first.data_ptr())
+            elif self.scaler is not None:
+                first.copy_(self.scaler.scale(frame))
+            if self.flipped:
+                first.copy_(first.flip(self.flipped))
+        for place in places[1:]:
+            self.clip[place] = first
 
-    def _is_direct(self, pixel_format: str) -> bool:
-        # Colour planes begin at half the box's origin: only an even origin has both in the same place.
-        return pixel_format in DIRECT_FORMATS and not (self.box.left | self.box.top) & 1
+    def _scaler_for(self, frame: Any) -> SwscaleContext | GraphScaler:
+        """Frames of one clip share their colours, so this is asked once per clip."""
+        name, space, color_range = frame.format.name, int(frame.colorspace), int(frame.color_range)
+        size, box = self.coded_size, self.box
+        # Colour planes begin at half the box's origin: only from an even one do they match the brightness.
+        even = not (box.left | box.top) & 1
+        if (library := self.library) is not None and even and name in DIRECT_FORMATS:
+            full = DIRECT_FORMATS[name] or color_range == FULL_RANGE
+            key: tuple[Any, ...] = (box.width, box.height, size, space, full)
+            return self.cache.get(key, lambda: SwscaleContext(library, box, size, space, full))
+        key = (box, size, frame.width, frame.height, name, space, color_range)
+        return self.cache.get(key, lambda: GraphScaler(frame, box, size))
 
     def finish(self) -> Tensor:
-        """The clip, upright and flipped: uint8 `(T, 3, height, width)`."""
-        if not self.is_scaled:
+        """The clip, upright: uint8 `(T, 3, height, width)`."""
+        if not self.is_scaled or not self.rotation:
             return self.clip
-        clip = self.clip
-        if self.rotation:
-            clip = torch.rot90(clip, -self.rotation // 90, (-2, -1))
-        if self.crop is not None and self.crop.hflip:
-            clip = clip.flip(-1)
-        return clip.contiguous()
+        return torch.rot90(self.clip, -self.rotation // 90, (-2, -1)).contiguous()

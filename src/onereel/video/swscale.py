@@ -40,16 +40,16 @@ class Box(NamedTuple):
 class SwscaleContext:
     """One conversion: a box of 4:2:0 YUV of fixed size to planar RGB of fixed size."""
 
-    def __init__(self, library: Any, box: Box, size: tuple[int, int], space: int, full: bool):
+    def __init__(
+        self, library: Any, box: Box, size: tuple[int, int], space: int, full: bool
+    ) -> None:
         height, width = size
-        self._library, self._strides, self._plane = (
-            library,
-            _Strides(width, width, width, 0),
-            height * width,
-        )
-        formats = [library.av_get_pix_fmt(name) for name in (b"yuv420p", b"gbrp")]
+        yuv, rgb = (library.av_get_pix_fmt(name) for name in (b"yuv420p", b"gbrp"))
+        self._library, self._plane, self._height = library, height * width, box.height
+        self._strides, self._target_strides = _Strides(), _Strides(width, width, width, 0)
+        self._source, self._target = _Pointers(), _Pointers()
         self._context = library.sws_getContext(
-            box.width, box.height, formats[0], width, height, formats[1], FLAGS, None, None, None
+            box.width, box.height, yuv, width, height, rgb, FLAGS, None, None, None
         )
         if not self._context:
             raise MemoryError(f"swscale cannot scale {box} to {size}")
@@ -61,20 +61,19 @@ class SwscaleContext:
             self._library.sws_freeContext(self._context)
 
     def scale(self, frame: Any, box: Box, out: int) -> None:
-        """Write RGB planes of the box to the address `out`, one after another without gaps."""
-        y, u, v = frame.planes
-        half = (box.top >> 1, box.left >> 1)
-        source = _Pointers(
-            y.buffer_ptr + box.top * y.line_size + box.left,
-            u.buffer_ptr + half[0] * u.line_size + half[1],
-            v.buffer_ptr + half[0] * v.line_size + half[1],
-            None,
-        )
-        strides = _Strides(y.line_size, u.line_size, v.line_size, 0)
+        """Write the box's RGB planes to the address `out`, one after another without gaps."""
+        source, strides, target = self._source, self._strides, self._target
+        left, top = box.left, box.top
+        for i, plane in enumerate(frame.planes):
+            stride = strides[i] = plane.line_size
+            origin = (
+                top * stride + left
+            )  # even, so that half of it is the origin in a half-size plane
+            source[i] = plane.buffer_ptr + (origin >> 1 if i else origin)
         # FFmpeg's planar RGB is in the order G, B, R.
-        target = _Pointers(out + self._plane, out + 2 * self._plane, out, None)
+        target[0], target[1], target[2] = out + self._plane, out + 2 * self._plane, out
         self._library.sws_scale(
-            self._context, source, strides, 0, box.height, target, self._strides
+            self._context, source, strides, 0, self._height, target, self._target_strides
         )
 
 

@@ -1,0 +1,137 @@
+"""What every benchmark shares: its arguments, its table, its claims, and the JSON file that holds them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGES = ("onereel", "torch", "av", "numpy", "pyarrow", "decord", "torchcodec")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One promise: `value` must be at least `goal`, or at most, where `at_most`."""
+
+    name: str
+    value: float
+    goal: float
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.goal if self.at_most else self.value >= self.goal
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "holds": self.holds}
+
+
+def arguments(
+    description: str | None, devices: Sequence[str] = ("cpu", "cuda")
+) -> argparse.Namespace:
+    """`--size small|full`, `--device`, `--json FILE`."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument(
+        "--size", choices=("small", "full"), default="small", help="small: 8 minutes at most"
+    )
+    parser.add_argument("--device", choices=devices, default=devices[0])
+    parser.add_argument(
+        "--json", type=Path, default=None, help="write machine, versions, rows and claims here"
+    )
+    return parser.parse_args()
+
+
+def real_videos(*parts: str) -> Path:
+    """A folder of the real test videos, or exit with a clear word where it is absent."""
+    root = Path(os.environ.get("ONEREEL_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    folder = root.joinpath(*parts)
+    if not folder.is_dir():
+        sys.exit(
+            f"no real videos at {folder}: set ONEREEL_TEST_DATA to a folder that holds {'/'.join(parts)}"
+        )
+    return folder
+
+
+def report(
+    title: str,
+    rows: Sequence[dict[str, Any]],
+    claims: Sequence[Claim],
+    json_path: Path | None,
+    console: Console | None = None,
+) -> None:
+    """Print rows and claims as tables, and write them to `json_path` where it is given."""
+    console = console or Console()
+    console.print(
+        _table(
+            title, rows, lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)
+        )
+    )
+    checked = [
+        {
+            "claim": claim.name,
+            "value": f"{claim.value:.2f}",
+            "goal": f"{'≤' if claim.at_most else '≥'} {claim.goal:g}",
+            "": "holds" if claim.holds else "FAILS",
+        }
+        for claim in claims
+    ]
+    console.print(_table("Claims", checked, str))
+    if json_path is not None:
+        content = {
+            "machine": machine(),
+            "versions": versions(),
+            "rows": list(rows),
+            "claims": [claim.as_json() for claim in claims],
+        }
+        json_path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that this process may use, memory in GiB, and system."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": model,
+        "cores": cores,
+        "memory_gib": round(memory, 1),
+        "system": platform.platform(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that are installed of those a benchmark may use."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _table(title: str, rows: Sequence[dict[str, Any]], text: Callable[[Any], str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for column in columns:
+        is_number = any(isinstance(row.get(column), int | float) for row in rows)
+        table.add_column(column, justify="right" if is_number else "left")
+    for row in rows:
+        table.add_row(*(text(row[column]) if column in row else "" for column in columns))
+    return table

@@ -1,0 +1,112 @@
+"""A zoo of small videos, one of each kind that decoders treat differently, made on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+FAST = {
+    **{"g": "32", "bf": "15", "b_strategy": "0", "b-pyramid": "normal"},
+    **{"sc_threshold": "0", "coder": "0"},
+}
+# name -> (file suffix, arguments of make_video)
+PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": (".mp4", {}),
+    "fast": (".mp4", {"options": FAST, "num_frames": 80}),
+    "small": (".mp4", {"options": {"g": "12"}}),
+    "intra": (".mp4", {"options": {"g": "1"}, "num_frames": 20}),
+    "open_gop": (".mp4", {"options": {"x264-params": "open-gop=1:keyint=18:scenecut=0:bframes=3:b-adapt=0"}}),
+    "intra_refresh": (".mp4", {"options": {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}}),
+    "interlaced": (".mp4", {"options": {"x264-params": "interlaced=1:keyint=16"}}),
+    "sound": (".mp4", {"audio": True}),
+    "matroska": (".mkv", {"options": {"g": "12"}}),
+    "transport": (".ts", {"options": {"g": "12"}}),
+    "asp_avi": (".avi", {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}}),
+    "asp_mp4": (".mp4", {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}}),
+    "vp9": (".webm", {"codec": "libvpx-vp9", "options": {"g": "12"}, "num_frames": 30}),
+    "hevc": (".mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=12"}}),
+}
+KINDS = (*PLAIN, "variable_rate", "rotated_90", "rotated_180", "rotated_270", "edit_list")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A video of the zoo: its file, and the uint8 `(F, 3, H, W)` frames that a plain full decode shows."""
+
+    path: str
+    frames: torch.Tensor
+
+
+@pytest.fixture(scope="session")
+def zoo(
+    tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]
+) -> Callable[[str], Sample]:
+    """`zoo(kind)`: the Sample of one of `KINDS`."""
+    folder = tmp_path_factory.mktemp("zoo")
+
+    @cache
+    def sample(kind: str) -> Sample:
+        if kind in PLAIN:
+            suffix, arguments = PLAIN[kind]
+            if arguments.get("codec", "libx264") not in av.codecs_available:
+                pytest.skip(f"PyAV has no {arguments['codec']}")
+            path = make_video(folder / f"{kind}{suffix}", **{"num_frames": 60, **arguments})
+        elif kind == "variable_rate":
+            pts = np.cumsum([0] + [20 + 17 * (i % 4) for i in range(49)]).tolist()
+            path = make_video(folder / "variable.mp4", num_frames=50, pts=pts, options={"g": "12"})
+        elif kind.startswith("rotated"):
+            path = rotated(make_video(folder / f"{kind}_source.mp4", num_frames=20), int(kind[8:]))
+        else:
+            path = cut(make_video(folder / "whole.mp4", num_frames=60, options={"g": "24"}), 15)
+        return Sample(str(path), full_decode(path))
+
+    return sample
+
+
+def full_decode(path: Path) -> torch.Tensor:
+    """All frames as shown, by nothing but PyAV's simplest loop."""
+    with av.open(str(path)) as container:
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        turns = round(frame_rotation(path) / 90)
+    return torch.from_numpy(np.rot90(np.stack(frames), turns, (1, 2)).copy()).permute(0, 3, 1, 2)
+
+
+def frame_rotation(path: Path) -> float:
+    with av.open(str(path)) as container:
+        return next(container.decode(video=0)).rotation
+
+
+def rotated(path: Path, clockwise: int) -> Path:
+    """A copy that players must turn clockwise by so many degrees."""
+    out = path.with_name(f"rotated_{clockwise}.mp4")
+    with av.open(str(path)) as reader, av.open(str(out), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        stream.set_display_rotation(-clockwise)
+        for packet in reader.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                writer.mux(packet)
+    return out
+
+
+def cut(path: Path, first: int) -> Path:
+    """A copy without re-encoding whose edit list hides the frames before `first`."""
+    out = path.with_name("cut.mp4")
+    with av.open(str(path)) as reader, av.open(str(out), "w") as writer:
+        source = reader.streams.video[0]
+        stream = writer.add_stream_from_template(source)
+        shift = int(first / source.average_rate / source.time_base)
+        for packet in reader.demux(source):
+            if packet.size:
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = stream
+                writer.mux(packet)
+    return out
