@@ -159,6 +159,38 @@ def test_multiply_adds_are_those_that_run(selector: Selector, pool: str) -> None
     assert counter.get_total_flops() == 2 * model.macs(out.lengths)
 
 
+def test_the_dense_path_exports_with_fixed_shapes() -> None:
+    class Logits(torch.nn.Module):
+        def __init__(self, model: VideoModel) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            return self.model(clips).logits
+
+    model, clips = video_model(KeepAll()).eval(), make_clips(2)
+    program = torch.export.export(Logits(model), (clips,))
+    assert torch.allclose(program.module()(clips), model(clips).logits, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_the_gpu_gives_the_logits_of_the_cpu(selector: Selector, pool: str) -> None:
+    model = video_model(selector, pool=pool, length_embedding=True, qk_norm=True)
+    clips = make_clips()
+    expected = model(clips, generators=generators(1, 2, 3))
+    model.cuda()
+    exact = model(clips.cuda(), generators=generators(1, 2, 3))
+    assert exact.lengths == expected.lengths
+    assert torch.allclose(exact.logits.cpu(), expected.logits, atol=1e-3)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        half = model(clips.cuda(), generators=generators(1, 2, 3))
+    assert torch.allclose(half.logits.float().cpu(), expected.logits, atol=5e-2)
+    half.logits.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_other_sizes_and_lengths_are_welcome() -> None:
     model = video_model(RunLength(0.3))
     out = model(torch.randn(2, 12, 3, 32, 64))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.utils
 from torch.utils.flop_counter import FlopCounterMode
 
 from onereel.errors import ConfigError
@@ -235,6 +236,24 @@ def test_bf16_autocast_runs_forward_and_backward() -> None:
     assert features.values.dtype == torch.float32
     assert torch.allclose(features.values, model(packed).values, atol=0.15)
     assert all(g.isfinite().all() for g in gradients(model, features, torch.ones(1)))
+
+
+# torch.compile provokes this warning itself, and hides it where warnings aren't errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_features_are_equal_and_new_lengths_do_not_compile_again() -> None:
+    model = encoder(drop_path_rate=0.2, length_embedding=True)
+    batches = [pack(*batch(size), GRID) for size in (2, 3, 2, 4, 5, 3)]
+    draws = [range(b.batch_size) for b in batches]
+    expected = [model(b, generators(*d)).values for b, d in zip(batches, draws)]
+    torch._dynamo.utils.counters.clear()
+    model.compile(backend="eager", dynamic=True)
+    graphs = []
+    for tokens, draw, values in zip(batches, draws, expected, strict=True):
+        assert torch.allclose(model(tokens, generators(*draw)).values, values, atol=1e-6)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs == graphs[:1] * 6
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(

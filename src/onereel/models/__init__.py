@@ -1,1 +1,16 @@
+"""Tokens to features to logits: the video ViT on packed tokens, its heads, and models by name."""
 
+from onereel.models.heads import ClassificationHead, pool_tokens
+from onereel.models.registry import create_encoder, list_models
+from onereel.models.video_model import Output, VideoModel
+from onereel.models.vit import VisionTransformer
+
+__all__ = [
+    "ClassificationHead",
+    "Output",
+    "VideoModel",
+    "VisionTransformer",
+    "create_encoder",
+    "list_models",
+    "pool_tokens",
+]

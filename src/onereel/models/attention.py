@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 from onereel.errors import unknown_name
 
@@ -80,6 +79,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], cu_seqlens: T
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], cu_seqlens: Tensor) -> Tensor:
+    # Not at the top: it loads torch.compile's machinery, a second of start that only CUDA should pay.
+    from torch.nn.attention.varlen import varlen_attn
+
     longest = max(lengths)
     # Keywords only: positional slots changed between torch 2.10 and 2.11.
     out = varlen_attn(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,18 @@ class Segments:
     cu_seqlens: Tensor
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, backend: str) -> Tensor:
+    """`attention` of `segments`; here, and only here, are the lengths read (see `VisionTransformer.compile`)."""
+    return attention(q, k, v, segments.lengths, segments.cu_seqlens, backend)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention within each clip, with biases on q, k and v."""
 
     def __init__(self, embed_dim: int, num_heads: int, qk_norm: bool, backend: str) -> None:
         super().__init__()
         self.num_heads, self.backend = num_heads, backend
+        self.attend = attend
         head_dim = embed_dim // num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.q_norm = nn.LayerNorm(head_dim, eps=NORM_EPS) if qk_norm else None
@@ -48,7 +54,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             # Under autocast a norm returns float32; attention wants one dtype.
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        out = attention(q, k, v, segments.lengths, segments.cu_seqlens, self.backend)
+        out = self.attend(q, k, v, segments, self.backend)
         return self.proj(out.flatten(1))
 
 
@@ -150,6 +156,14 @@ class VisionTransformer(nn.Module):
             nn.init.trunc_normal_(self.cls_token, std=TOKEN_STD)
         if self.length_embed is not None:
             nn.init.zeros_(self.length_embed)
+
+    def compile(self, **options: Any) -> None:
+        """torch.compile each block but for its attention, so that new lengths don't mean a new compilation."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.attend = torch.compiler.disable(attend)
+            elif isinstance(module, Block):
+                module.compile(**options)
 
     def embed(self, patches: Tensor) -> Tensor:
         """Linear patch embedding, before positions: `(..., P)` to `(..., D)`."""
@@ -260,7 +274,7 @@ def prepend_token(packed: Packed, token: Tensor) -> Packed:
         values=prepend(packed.values, token.to(packed.values.dtype)),
         lengths=lengths,
         cu_seqlens=cumulative_lengths(lengths, packed.values.device),
-        coordinates=prepend(packed.coordinates, packed.coordinates.new_tensor(-1)),
+        coordinates=prepend(packed.coordinates, packed.coordinates.new_full((), -1)),
         grid=packed.grid,
-        run_lengths=None if runs is None else prepend(runs, runs.new_tensor(0)),
+        run_lengths=None if runs is None else prepend(runs, runs.new_zeros(())),
     )
