@@ -54,7 +54,7 @@ def open_store(store: Path, settings: Settings, root: str) -> Iterator[None]:
     wanted = {**dataclasses.asdict(settings), "root": root}
     if not marker.exists():
         _create(store, wanted)
-    with open(marker, "rb") as lock:
+    with open(marker, "rb+") as lock:  # network file systems lock only what is open for writing
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

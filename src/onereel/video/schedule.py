@@ -55,12 +55,12 @@ def run_all(
     Raises:
         DataError: the store cannot be written, or a process died.
     """
-    workers = min(num_workers or len(os.sched_getaffinity(0)), max(len(sources) * 64, 1))
+    workers = num_workers or _available_cores()
     sizes = {s.name: os.path.getsize(s.path) if os.path.isfile(s.path) else 0 for s in sources}
     with _progress_bar(sum(sizes.values()), show_progress) as advance, _executor(workers) as pool:
         run = _Run(pool, settings, store, outcome, sizes, advance)
         try:
-            run.all(sources, limit=2 * workers)
+            run.all(sources, limit=2 * workers if workers > 1 else 1)
         except BrokenProcessPool as error:
             names = sorted({source.name for source, _ in run.futures.values()})
             raise DataError(
@@ -146,6 +146,12 @@ class _Run:
         num_bytes = min(self.sizes[source.name] * share, self.bytes_left[source.name])
         self.bytes_left[source.name] -= num_bytes
         self.advance(num_bytes, seconds)
+
+
+def _available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _is_made(unit: Unit, store: Path) -> bool:
