@@ -19,11 +19,11 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from common import Claim, arguments, real_videos, report
 from pyarrow import parquet
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from common import Claim, arguments, real_videos, report
 from onereel.data.cropping import random_resized_box
 from onereel.seeding import numpy_generator
 from onereel.types import ClipSpec, CropBox
@@ -375,7 +375,8 @@ def _sizes(contents: Sequence[Content], prepared: PrepareReport) -> list[dict[st
             "method": "store size",
             "what": (
                 f"{prepared.store_bytes / 1e6:.1f} MB, {prepared.size_ratio:.2f}x the sources' "
-                f"{prepared.source_bytes / 1e6:.1f} MB (their first {CHUNK_SECONDS:.0f} s at 288 px: {default / 1e6:.1f} MB)"
+                f"{prepared.source_bytes / 1e6:.1f} MB "
+                f"(their first {CHUNK_SECONDS:.0f} s at 288 px, x264 default: {default / 1e6:.1f} MB)"
             ),
         },
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import torch
@@ -72,10 +72,11 @@ class ReferenceDecoder:
         pictures: dict[int, Tensor] = {}
         try:
             with av.open(source.path) as container:
-                video = container.streams[index.stream]
+                video: Any = container.streams[index.stream]
                 video.codec_context.thread_count = 1
                 video.codec_context.options = {"err_detect": "explode"}
-                for number, frame in enumerate(container.decode(video)):
+                frames: Any = container.decode(video)
+                for number, frame in enumerate(frames):
                     if number in wanted:
                         rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
                         pictures[number] = finish(rgb.permute(2, 0, 1), index.rotation, crop, size)

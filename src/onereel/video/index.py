@@ -310,9 +310,10 @@ def _order_by_decoding(path: str, stream: int) -> np.ndarray:
     """Packet numbers in the order in which a full sequential decode shows them."""
     order: list[int] = []
     with av.open(path) as container:
-        video = container.streams[stream]
+        video: Any = container.streams[stream]
         video.codec_context.thread_count = 1
-        for number, packet in enumerate(container.demux(video)):
+        packets: Any = container.demux(video)
+        for number, packet in enumerate(packets):
             packet.pts = number if packet.size else None  # a decoder returns the pts it was given
             try:
                 order.extend(int(frame.pts) for frame in packet.decode())

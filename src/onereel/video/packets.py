@@ -39,6 +39,7 @@ def addressed_packets(path: str, file: int, index: PacketIndex, rows: list[int])
     starts, sizes = index.position[rows].tolist(), index.size[rows].tolist()
     begin = min(starts)
     length = max(map(sum, zip(starts, sizes))) - begin
+    pieces: list[Any]  # PyAV takes any buffer, though its types say bytes
     if length > _LARGEST_GAP * int(index.size[rows[0] : rows[-1] + 1].sum()) + _SMALL:
         pieces = [_read(path, file, start, size)[:size] for start, size in zip(starts, sizes)]
     else:
