@@ -79,6 +79,11 @@ def test_a_misspelt_back_end_is_answered() -> None:
         run(qkv(SINGLE, 1, 8), SINGLE, "varlan")
 
 
+def test_varlen_says_what_it_needs() -> None:
+    with pytest.raises(ConfigError, match=r"got torch.float32 on cpu; it needs .* Use 'auto'"):
+        run(qkv(SINGLE, 1, 8), SINGLE, "varlen")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [RAGGED, EQUAL, SINGLE])
 @pytest.mark.parametrize("dim", [32, 64, 80])

@@ -261,6 +261,9 @@ def test_compiled_features_are_equal_and_new_lengths_do_not_compile_again() -> N
     [
         ({"num_heads": 5}, "embed_dim 24 is not a multiple of num_heads 5"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0; allowed"),
+        ({"pool": "clas"}, "unknown pool 'clas'. Did you mean 'cls'"),
+        ({"positions": "sincs"}, "unknown positions 'sincs'. Did you mean 'sincos'"),
+        ({"attention": "spda"}, "unknown attention back-end 'spda'. Did you mean 'sdpa'"),
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

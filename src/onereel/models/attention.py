@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onereel.errors import unknown_name
+from onereel.errors import ConfigError, unknown_name
 
 Backend = Callable[[Tensor, Tensor, Tensor, Sequence[int], Tensor], Tensor]
 
@@ -79,6 +79,11 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], cu_seqlens: T
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], cu_seqlens: Tensor) -> Tensor:
+    if not _has_varlen(q):
+        raise ConfigError(
+            f"attention back-end 'varlen' got {q.dtype} on {q.device}; it needs float16 or bfloat16 on a CUDA device "
+            "of compute capability 8.0 or newer. Use 'auto'."
+        )
     # Not at the top: it loads torch.compile's machinery, a second of start that only CUDA should pay.
     from torch.nn.attention.varlen import varlen_attn
 

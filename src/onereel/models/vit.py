@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from onereel.errors import ConfigError
-from onereel.models.attention import attention
+from onereel.errors import ConfigError, unknown_name
+from onereel.models.attention import BACKENDS, attention
 from onereel.tokens.packing import cumulative_lengths, per_token
 from onereel.tokens.positions import gather_positions, resize_positions, sincos_positions
 from onereel.types import Packed, TubeletGrid
@@ -21,6 +21,7 @@ from onereel.types import Packed, TubeletGrid
 NORM_EPS = 1e-6  # as VideoMAE and the ViT paper; RLT's 1e-5 doesn't fit VideoMAE's weights
 TOKEN_STD = 0.02  # class token and learned positions, as timm and VideoMAE
 MLP_RATIO = 4
+COLORS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,6 @@ class VisionTransformer(nn.Module):
         length_embedding: add a learned vector per run length (RLT section 3.2), zero at the start.
         checkpointing: recompute each block in the backward pass.
         attention: back-end, see `onereel.models.attention`.
-        in_channels: colour channels.
 
     Linear weights start Xavier-uniform (query, key, value as matrices of their own) with zero biases, as in the ViT
     paper's code, MAE and VideoMAE's pre-training.
@@ -113,17 +113,23 @@ class VisionTransformer(nn.Module):
         length_embedding: bool = False,
         checkpointing: bool = False,
         attention: str = "auto",
-        in_channels: int = 3,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
             raise ConfigError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        for kind, given, allowed in (
+            ("pool", pool, ("mean", "cls")),
+            ("positions", positions, ("sincos", "learned")),
+            ("attention back-end", attention, ("auto", *BACKENDS)),
+        ):
+            if given not in allowed:
+                raise unknown_name(kind, given, allowed)
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f"drop_path_rate is {drop_path_rate}; allowed: 0 or more, below 1")
         self.grid, self.tubelet_size, self.patch_size = grid, tubelet_size, patch_size
         self.embed_dim, self.depth, self.pool = embed_dim, depth, pool
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
-        self.patch_values = in_channels * tubelet_size * patch_size**2
+        self.patch_values = COLORS * tubelet_size * patch_size**2
         self.patch_embed = nn.Linear(self.patch_values, embed_dim)
         self.learned_positions = positions == "learned"
         if self.learned_positions:
