@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onereel.errors import ConfigError
+from onereel.models import attention as module
 from onereel.models.attention import attention, attention_reference, choose_backend
 from onereel.tokens.packing import cumulative_lengths
 
@@ -77,6 +79,16 @@ def test_on_the_cpu_auto_is_sdpa() -> None:
 def test_a_misspelt_back_end_is_answered() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'varlen'"):
         run(qkv(SINGLE, 1, 8), SINGLE, "varlan")
+
+
+def test_the_varlen_call_fits_the_installed_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fake CUDA tensors check the signature, shapes and dtypes where there is no device to run on.
+    monkeypatch.setattr(module, "_has_varlen", lambda q: True)
+    with FakeTensorMode():
+        fused = torch.empty(sum(RAGGED), 3, 2, 80, device="cuda", dtype=torch.bfloat16)
+        bounds = torch.empty(len(RAGGED) + 1, dtype=torch.int32, device="cuda")
+        out = attention(*fused.unbind(1), RAGGED, bounds)
+    assert (out.shape, out.dtype) == ((sum(RAGGED), 2, 80), torch.bfloat16)
 
 
 def test_varlen_says_what_it_needs() -> None:

@@ -228,6 +228,25 @@ def test_equal_lengths_take_the_batched_path_to_the_same_features() -> None:
     assert torch.allclose(model(packed).values, reference(packed).values, atol=1e-5)
 
 
+def test_every_tensor_is_made_on_the_device_of_the_tokens() -> None:
+    # Mixing "meta" with the CPU raises, as mixing CUDA with the CPU does.
+    packed = pack(*batch(), GRID)
+    model = encoder(pool="cls", length_embedding=True, drop_path_rate=0.5, checkpointing=True)
+    head = ClassificationHead(24, 5, "cls", dropout=0.5)
+    on_meta = replace(
+        packed,
+        values=packed.values.to("meta"),
+        cu_seqlens=packed.cu_seqlens.to("meta"),
+        coordinates=packed.coordinates.to("meta"),
+        run_lengths=torch.ones(len(packed.values), dtype=torch.int64, device="meta"),
+    )
+    features = model.to("meta")(on_meta, generators(1, 2, 3))
+    logits = head.to("meta")(features, generators(1, 2, 3))
+    logits.sum().backward()
+    assert features.coordinates.is_meta
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
+
+
 def test_bf16_autocast_runs_forward_and_backward() -> None:
     model = encoder(qk_norm=True, pool="cls", length_embedding=True)
     packed = pack(*batch(), GRID)
