@@ -173,8 +173,8 @@ def _event(label: str, first: int, last: int, generator: np.random.Generator) ->
         reach_y = travel / 2
     elif kind == "circle":
         # One turn that begins and ends near the top, so that it is the same set of places backwards.
-        reach_x = reach_y = draw(0.22, 0.29)
-        path = (reach_x, draw(-0.6, -0.4) * math.pi)
+        reach_x = reach_y = draw(0.26, 0.32)
+        path = (reach_x, draw(-0.56, -0.44) * math.pi)
     else:
         path = (draw(3.5, 5.0),)
     return Event(
