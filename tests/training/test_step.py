@@ -26,8 +26,8 @@ def one_step(toy, loader, *, accum_steps, lr=0.1, objective=None, **optim):
     optimizer = torch.optim.SGD(objective.parameters(), lr=lr)
     plan = plan_steps(config, loader.num_batches)
     state = TrainState(objective, optimizer, None, Meter(CPU, 1.0), plan)
-    take_step = TrainStep(objective, optimizer, toy.normalise, config, CPU)
-    result = take_step(state, lr, plan.batches(loader, 0), StopRequest())
+    take_step = TrainStep(objective, optimizer, lambda step: lr, toy.normalise, config, CPU)
+    result = take_step(state, plan.batches(loader, 0), StopRequest())
     return torch.cat([p.detach().flatten() for p in objective.parameters()]), result
 
 
@@ -121,8 +121,8 @@ def test_bf16_keeps_weights_in_float32_and_is_close(toy):
     loader = toy.ToyLoader(4)
     plan = plan_steps(config, loader.num_batches)
     state = TrainState(objective, optimizer, None, Meter(CPU, 1.0), plan)
-    take_step = TrainStep(objective, optimizer, toy.normalise, config, CPU)
-    values = take_step(state, 0.1, plan.batches(loader, 0), StopRequest()).read()
+    take_step = TrainStep(objective, optimizer, lambda step: 0.1, toy.normalise, config, CPU)
+    values = take_step(state, plan.batches(loader, 0), StopRequest()).read()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in objective.parameters())
     _, exact = one_step(toy, loader, accum_steps=1)
     assert values["loss"] == pytest.approx(exact.read()["loss"], rel=2e-2)

@@ -178,7 +178,9 @@ def train(
 
 
 def read_metrics(run: Path, kind: str = "train") -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """The records of that kind; none where the run died before the first."""
+    path = run / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [record for record in records if record["kind"] == kind]
 
 

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "step_{:08d}.pt"
 
+DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError)
+"""What zipfile and torch raise, between them, for files with flipped or missing bytes."""
+
 
 class CheckpointError(OnereelError, RuntimeError):
     """A checkpoint could not be written or read."""
@@ -58,8 +61,8 @@ def save_checkpoint(run: Path, state: dict[str, Any], keep: int) -> Path:
     except (OSError, RuntimeError) as error:  # torch reports some failed writes as RuntimeError
         partial.unlink(missing_ok=True)
         raise CheckpointError(
-            f"checkpoint {path} could not be written: {error}. Checkpoints before it are untouched; "
-            "free disk space."
+            f"checkpoint {path} could not be written: {error}. Checkpoints before it are untouched. "
+            "Free disk space, or lower train.keep_checkpoints."
         ) from error
     for old in list_checkpoints(run)[: -max(1, keep)]:
         old.unlink(missing_ok=True)
@@ -81,11 +84,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
-            raise CheckpointError(f"checkpoint {path} is damaged: checksum of {damaged} differs")
+            raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except DAMAGE as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
     if not isinstance(state, dict) or "model" not in state:
         raise CheckpointError(f"{path} is not a onereel checkpoint")

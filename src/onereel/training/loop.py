@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onereel.config import RunConfig, to_dict
-from onereel.training.checkpoint import CheckpointError, save_checkpoint
+from onereel.config import RunConfig, TrainConfig, to_dict
 from onereel.training.distributed import is_main, world_size
 from onereel.training.ema import Ema
 from onereel.training.interrupt import RunInterrupted, stop_on_signals
@@ -23,10 +21,9 @@ from onereel.training.meters import Meter
 from onereel.training.peak import measure_peak_flops
 from onereel.training.plan import Loader, plan_steps
 from onereel.training.run_folder import versions
-from onereel.training.state import TrainState
+from onereel.training.state import Saver, TrainState
 from onereel.training.step import Augment, StepResult, TrainStep, compute_dtype
-
-logger = logging.getLogger(__name__)
+from onereel.types import Batch
 
 Evaluate = Callable[[int, float], Mapping[str, float]]
 """`evaluate(step, epoch)` gives named numbers; called on every process, with the module in evaluation mode."""
@@ -62,7 +59,6 @@ def fit(
 
     Args:
         augment: batch on the CPU (uint8) to batch on the device (normalised floats).
-        optimizer: over the objective's parameters; groups may carry an `lr_scale`.
         schedule: learning rate of step i, from 0.
         evaluate: called every `train.eval_every` epochs and at the end, with the averaged weights if there are.
 
@@ -72,52 +68,70 @@ def fit(
         CheckpointError: the last checkpoint could not be written (earlier ones only warn).
         ConfigError: too few clips for one step, or `resume` is from a run of another shape.
     """
-    train = config.train
     plan = plan_steps(config, loader.num_batches, world_size())
-    meter = Meter(device, measure_peak_flops(device, compute_dtype(train.precision, device)))
+    dtype = compute_dtype(config.train.precision, device)
+    meter = Meter(device, measure_peak_flops(device, dtype))
     ema = Ema(objective, config.optim.ema_decay) if config.optim.ema_decay > 0 else None
     state = TrainState(objective, optimizer, ema, meter, plan)
     if resume is not None:
         state.load_state_dict(resume)
+    take_step = TrainStep(objective, optimizer, schedule, augment, config, device)
     facts = {"config": to_dict(config), "class_names": list(class_names), "versions": versions()}
-    take_step = TrainStep(objective, optimizer, augment, config, device)
-    batches = plan.batches(loader, state.step)
-    with (
-        stop_on_signals() as stop,
-        Logbook(run, plan.total_steps, state.step, enabled=is_main()) as log,
-    ):
-        log.note(plan.describe(config))
-        unread: deque[StepResult] = deque()
-        objective.train()
-        metrics: Mapping[str, float] = {}
+    saver = Saver(run, config.train.keep_checkpoints, facts)
+    with Logbook(run, plan.total_steps, state.step, enabled=is_main()) as log:
+        log.note(plan.describe(config) + (f"; from step {state.step}" if state.step else ""))
+        batches = plan.batches(loader, state.step)
+        metrics = _run_steps(state, take_step, batches, config.train, log, saver, evaluate)
+    return FitResult(state.step, state.best, metrics)
+
+
+def _run_steps(
+    state: TrainState,
+    take_step: TrainStep,
+    batches: Iterator[Batch],
+    train: TrainConfig,
+    log: Logbook,
+    saver: Saver,
+    evaluate: Evaluate | None,
+) -> Mapping[str, float]:
+    """All steps that are left, with their log lines, checkpoints and evaluations; the last evaluation's numbers."""
+    plan, meter = state.plan, state.meter
+    unread: deque[StepResult] = deque()
+    metrics: Mapping[str, float] = {}
+    state.objective.train()
+    meter.start()
+    with stop_on_signals() as stop:
         while True:
+            # Before the step, so that a resumed run makes the evaluation that was due when it died.
             if evaluate is not None and plan.evaluates_at(state.step, train.eval_every):
                 metrics = _evaluate(evaluate, state)
                 log.write("eval", state.step, state.epoch, metrics)
             if state.step == plan.total_steps:
-                return FitResult(state.step, state.best, metrics)
-            lr = schedule(state.step)
-            unread.append(take_step(state, lr, batches, stop))
+                return metrics
+            unread.append(take_step(state, batches, stop))
             state.step += 1
             log.advance(state.step)
             is_last = state.step == plan.total_steps
             logs = is_last or state.step % train.log_every == 0
             saves = is_last or state.step % train.save_every == 0
-            _read(unread, meter, lag=0 if logs or saves or device.type == "cpu" else 1)
+            _read(unread, meter, lag=0 if logs or saves or meter.device.type == "cpu" else 1)
             if logs:
-                numbers = meter.means() | {"lr": lr} | meter.rates(plan.total_steps - state.step)
+                numbers = (
+                    meter.means()
+                    | {"lr": take_step.lr}
+                    | meter.rates(plan.total_steps - state.step)
+                )
                 log.write("train", state.step, state.epoch, numbers)
             if saves or meter.stop_requested:
-                must = is_last or meter.stop_requested
-                _save(run, state, facts, train.keep_checkpoints, must)
+                saver.save(state, must=is_last or meter.stop_requested)
             if meter.stop_requested:
-                raise RunInterrupted(run, state.step)
+                raise RunInterrupted(saver.run, state.step)
 
 
 def _read(unread: deque[StepResult], meter: Meter, lag: int) -> None:
     """Account for results, all but the newest `lag`: on CUDA one is left, so that the host runs ahead of the device.
 
-    A loss that is not finite is therefore found one step late there, but always before anything is saved.
+    A loss that is not finite is then found one step late, but always before anything is saved.
     """
     while len(unread) > lag:
         meter.add(unread.popleft().read())
@@ -133,16 +147,3 @@ def _evaluate(evaluate: Evaluate, state: TrainState) -> Mapping[str, float]:
     if "top1" in metrics:
         state.best = max(metrics["top1"], state.best or 0.0)
     return metrics
-
-
-def _save(run: Path, state: TrainState, facts: dict[str, Any], keep: int, must: bool) -> None:
-    """Write a checkpoint; where it need not succeed (`must` False), a failure is a warning and training goes on."""
-    if not is_main():
-        return
-    try:
-        with state.meter.paused():
-            save_checkpoint(run, state.state_dict() | facts, keep)
-    except CheckpointError as error:
-        if must:
-            raise
-        logger.warning("TRAINING GOES ON WITHOUT A NEW CHECKPOINT: %s", error)

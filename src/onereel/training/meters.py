@@ -28,9 +28,10 @@ class Meter:
         self.peak_flops = peak_flops
         self.sums: dict[str, float] = {}
         self.stop_requested = False
-        self._clear_rates()
+        self.start()
 
-    def _clear_rates(self) -> None:
+    def start(self) -> None:
+        """Count and clock the next window from now."""
         self._start = time.perf_counter()
         self._wait_seconds = 0.0
         self._steps = 0
@@ -94,7 +95,7 @@ class Meter:
             "peak_memory_gib": peak_memory_bytes(self.device) / GIB,
             "eta_seconds": steps_left * seconds / max(1, self._steps),
         }
-        self._clear_rates()
+        self.start()
         return rates
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from onereel.errors import ConfigError
+from onereel.training.checkpoint import CheckpointError, save_checkpoint
+from onereel.training.distributed import is_main, run_on_main
 from onereel.training.ema import Ema
 from onereel.training.meters import Meter
 from onereel.training.plan import StepPlan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,3 +73,33 @@ class TrainState:
             self.ema.load_state_dict(state["ema"])
         self.step, self.best = state["step"], state["best"]
         self.meter.sums = dict(state["meter"])
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Writes the checkpoints of a run: the state, and `facts` that never change (config, class names, versions)."""
+
+    run: Path
+    keep: int
+    facts: dict[str, Any]
+
+    def save(self, state: TrainState, must: bool) -> None:
+        """Write one, on the main process; where it need not succeed, a failure is a warning and training goes on.
+
+        Raises:
+            CheckpointError: on every process, if it must succeed and the disk is full or not writable.
+        """
+
+        def write() -> None:
+            save_checkpoint(self.run, state.state_dict() | self.facts, self.keep)
+
+        with state.meter.paused():
+            if must:
+                run_on_main(
+                    write
+                )  # all wait: under torchrun the first process to leave ends the others
+            elif is_main():
+                try:
+                    write()
+                except CheckpointError as error:
+                    logger.warning("TRAINING GOES ON WITHOUT A NEW CHECKPOINT: %s", error)

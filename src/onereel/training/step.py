@@ -78,7 +78,8 @@ class StepResult:
             raise NonFiniteError(
                 f"loss or gradient is not finite at step {self.step}, epoch {self.epoch}: loss sum "
                 f"{values['loss']}, gradient norm {values['grad_norm']}, from {self._suspects()}. The checkpoints "
-                "of this run are from before. Lower optim.lr or set optim.clip_grad_norm, and --resume."
+                "are from before it. Look at these samples; if they are sound, start again with a lower optim.lr or "
+                "with optim.clip_grad_norm."
             )
         return values
 
@@ -108,6 +109,7 @@ class TrainStep:
         self,
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
         augment: Augment,
         config: RunConfig,
         device: torch.device,
@@ -117,6 +119,8 @@ class TrainStep:
         if isinstance(self.model, DistributedDataParallel):
             self.keep_gradients_here = self.model.no_sync
         self.optimizer = optimizer
+        self.schedule = schedule
+        self.lr = 0.0
         self.augment = augment
         self.device = device
         self.dtype = compute_dtype(config.train.precision, device)
@@ -126,10 +130,11 @@ class TrainStep:
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
 
     def __call__(
-        self, state: TrainState, lr: float, batches: Iterator[Batch], stop: StopRequest
+        self, state: TrainState, batches: Iterator[Batch], stop: StopRequest
     ) -> StepResult:
-        """Take the step after `state.step` at rate `lr` with the next micro-batches; `state.step` is left alone."""
-        set_lr(self.optimizer, lr)
+        """Take the step after `state.step` with the next micro-batches; `state.step` is left alone."""
+        self.lr = self.schedule(state.step)
+        set_lr(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         totals, losses, keys = torch.zeros((), dtype=torch.float64, device=self.device), [], []
         for micro in range(self.accum_steps):
