@@ -327,19 +327,23 @@ def test_a_killed_run_is_finished_by_the_next(make_video: MakeVideo, tmp_path: P
     assert files(out) == files(tmp_path / "never_killed")
 
 
+@pytest.mark.parametrize(
+    "where", ["chunking.write_chunk", "prepare.merge", "marker.os.replace", "chunking.write_part"]
+)
 def test_a_full_disk_stops_the_run_with_a_remedy(
-    make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_video(tmp_path / "a.mp4", 40, 64, 96)
+    make_video(tmp_path / "a.mp4", 20, 64, 96)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("onereel.video.chunking.write_chunk", full)
+        patch.setattr(f"onereel.video.{where}", full)
         with pytest.raises(DataError, match=r"No space left on device.*run the same command again"):
             run(tmp_path / "a.mp4", tmp_path / "out")
     assert run(tmp_path / "a.mp4", tmp_path / "out").quarantined == ()
+    assert ChunkStore(str(tmp_path / "out")).videos() == ["a.mp4"]
 
 
 def test_an_interrupted_run_keeps_what_it_finished(

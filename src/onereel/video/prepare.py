@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from onereel.errors import ConfigError, unknown_name
+from onereel.errors import ConfigError, DataError, unknown_name
 from onereel.types import Quarantined
 from onereel.video.chunking import Settings, exact_rate
 from onereel.video.encode import PROFILES
@@ -136,14 +136,19 @@ def prepare(
     store = Path(os.path.abspath(out))
     folder, sources = list_sources(source, root, str(store))
     outcome = Outcome()
-    with open_store(store, settings, folder):
-        existing = _complete_videos(store)
-        todo = [s for s in sources if not _is_done(s, store, existing)]
-        try:
-            run_all(todo, settings, store, num_workers, progress, outcome)
-        finally:
-            _commit(store, existing, {s.name for s in todo}, outcome)
-        return _report(store, outcome, time.perf_counter() - started)
+    try:
+        with open_store(store, settings, folder):
+            existing = _complete_videos(store)
+            todo = [s for s in sources if not _is_done(s, store, existing)]
+            try:
+                run_all(todo, settings, store, num_workers, progress, outcome)
+            finally:
+                _commit(store, existing, {s.name for s in todo}, outcome)
+            return _report(store, outcome, time.perf_counter() - started)
+    except OSError as error:
+        raise DataError(
+            f"{store} cannot be written ({error}); finished chunks are kept: run the same command again"
+        ) from error
 
 
 def _settings(

@@ -53,7 +53,8 @@ def run_all(
     """Make the chunks of all `sources`, in `num_workers` processes (0: one per core), and note it in `outcome`.
 
     Raises:
-        DataError: the store cannot be written, or a process died.
+        DataError: a process died.
+        OSError: the store cannot be written.
     """
     workers = num_workers or _available_cores()
     sizes = {s.name: os.path.getsize(s.path) if os.path.isfile(s.path) else 0 for s in sources}
@@ -66,10 +67,6 @@ def run_all(
             raise DataError(
                 f"a process of prepare died (out of memory?) while it worked on one of {', '.join(names)}; finished "
                 "chunks are kept: run the same command again, with fewer workers or without that video"
-            ) from error
-        except OSError as error:
-            raise DataError(
-                f"{store} cannot be written ({error}); finished chunks are kept: run the same command again"
             ) from error
 
 
