@@ -68,10 +68,11 @@ def report(
     rows: Sequence[dict[str, Any]],
     claims: Sequence[Claim],
     json_path: Path | None,
-    console: Console | None = None,
 ) -> None:
     """Print rows and claims as tables, and write them to `json_path` where it is given."""
-    console = console or Console()
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
     console.print(
         _table(
             title, rows, lambda value: f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,8 +1,10 @@
 """What a clip costs to read: process CPU milliseconds on one thread, ours against what people have.
 
 All methods read the same frames and the same crop, one after another, clip by clip, in one process. A ratio is that of
-the medians within one video, and a claim is the median of the videos' ratios. decord and torchcodec take part where
-they import (`pip install decord torchcodec`; the latter needs FFmpeg's shared libraries on the loader's path).
+the medians within one video, and a claim is the median of the videos' ratios. "288 px" is the whole video as anyone
+would store it: short side 288 at most, x264 with its default settings (key frames up to 250 apart); "720p" likewise,
+its first 15 s, scaled up where the source is smaller. decord and torchcodec take part where they import (`pip install
+decord torchcodec`; the latter needs FFmpeg's shared libraries on the loader's path).
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ from __future__ import annotations
 import importlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -26,7 +28,7 @@ from torch.nn.functional import interpolate
 from common import Claim, arguments, real_videos, report
 from onereel.data.cropping import random_resized_box
 from onereel.seeding import numpy_generator
-from onereel.types import ClipSpec, CropBox
+from onereel.types import ClipSpec, CropBox, VideoInfo
 from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
 from onereel.video.index import build_packet_index
@@ -35,7 +37,7 @@ from onereel.video.spans import plan_spans
 from onereel.video.store import ChunkStore
 
 SIZE = 224
-CHUNK_SECONDS = 15.0
+SECONDS_720P = 15.0
 NUM_ACTIONS = 3  # videos of actions5, besides all of `long`
 NUM_720P = {"small": 2, "full": 7}
 NUM_DRAWS = {"small": 10, "full": 60}
@@ -49,6 +51,7 @@ METHODS = {
     "e bare": "bare decode of the frames that (d) must decode",
     "720p decord": "decord, 720p default x264, float32 resize",
     "720p PyAV": "PyAV, 720p default x264, float32 resize",
+    "720p torchcodec": "torchcodec, 720p default x264, float32 resize",
 }
 # name, numerator, denominator, goals for t4_1s and t16_s4 (None: no claim), whether the goal is an upper bound
 CLAIMS = (
@@ -80,20 +83,26 @@ class Content:
 
     Attributes:
         name: its name in the store.
-        chunk: its first chunk in the store, with packet index.
-        default: the first seconds, short side 288 at most, x264 with its default settings.
-        original: the same at 720p, or None.
-        num_frames: frames that all forms have.
+        chunks: its files in the store, in order, with packet indices.
+        default: the whole of it, short side 288 at most, x264 with its default settings.
+        original: its first seconds at 720p, or None.
+        info: of the video in the store.
     """
 
     name: str
-    chunk: VideoFile
+    chunks: list[VideoFile]
     default: VideoFile
     original: str | None
-    num_frames: int
-    fps: float
-    height: int
-    width: int
+    info: VideoInfo
+
+
+class Draw(NamedTuple):
+    """One clip: frames of a chunk, the first frame of that chunk in its video, and the crop."""
+
+    chunk: VideoFile
+    local: list[int]
+    frames: list[int]
+    crop: CropBox
 
 
 def main() -> None:
@@ -123,55 +132,65 @@ def measure(contents: Sequence[Content], store: ChunkStore, num_draws: int) -> T
     for content in contents:
         for protocol in ("t4_1s", "t16_s4"):
             cell: dict[str, list[float]] = {}
-            for draw in range(-1, num_draws):  # the first draw warms caches and does not count
-                frames, crop = _draw(content, protocol, draw)
-                for method, read in _methods(content, store, ours, frames, crop).items():
+            for number in range(-1, num_draws):  # the first draw warms caches and does not count
+                for method, read in _methods(
+                    content, store, ours, _draw(content, protocol, number)
+                ):
                     start = time.process_time()
                     read()
                     elapsed = 1e3 * (time.process_time() - start)
-                    if draw >= 0:
+                    if number >= 0:
                         cell.setdefault(method, []).append(elapsed)
             times[protocol, content.name] = cell
     return times
 
 
-def _draw(content: Content, protocol: str, draw: int) -> tuple[list[int], CropBox]:
-    generator = numpy_generator(0, draw, content.name, protocol)
+def _draw(content: Content, protocol: str, number: int) -> Draw:
+    """A random window inside a random chunk (the first, which the 720p form also has, where there is one)."""
+    generator = numpy_generator(0, number, content.name, protocol)
+    span = max(4, round(content.info.fps)) if protocol == "t4_1s" else 61
+    lengths = [chunk.index.num_frames for chunk in content.chunks if chunk.index]
+    fits = [k for k, length in enumerate(lengths) if length >= span]
+    chunk = int(generator.choice(fits[:1] if content.original else fits))
+    start = int(generator.integers(lengths[chunk] - span + 1))
     if protocol == "t4_1s":
-        window = min(content.num_frames, round(content.fps))
-        start = generator.integers(content.num_frames - window + 1)
-        frames = np.sort(start + generator.choice(window, 4, replace=False))
+        local = start + np.sort(generator.choice(span, 4, replace=False))
     else:
-        start = generator.integers(content.num_frames - 60)
-        frames = start + 4 * np.arange(16)
-    crop = random_resized_box(content.height, content.width, generator)
-    return frames.tolist(), crop
+        local = start + 4 * np.arange(16)
+    frames = chunk * lengths[0] + local
+    if (
+        content.default.index
+    ):  # a variable rate was made constant: a few frames may be more or fewer
+        frames -= max(0, int(frames[-1]) - content.default.index.num_frames + 1)
+    crop = random_resized_box(content.info.height, content.info.width, generator)
+    return Draw(content.chunks[chunk], local.tolist(), frames.tolist(), crop)
 
 
 def _methods(
-    content: Content, store: ChunkStore, ours: FusedDecoder, frames: list[int], crop: CropBox
-) -> dict[str, Callable[[], object]]:
-    """What to time. Whatever a data set would keep from epoch to epoch (packet indices) is made outside."""
-    default, chunk = content.default, content.chunk
+    content: Content, store: ChunkStore, ours: FusedDecoder, draw: Draw
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What to time. Whatever a data set keeps from epoch to epoch (packet indices) is made outside."""
+    default, frames, crop = content.default, draw.frames, draw.crop
     spec = ClipSpec(content.name, tuple(frames), crop, (SIZE, SIZE))
-    methods: dict[str, Callable[[], object]] = {}
+    readers: dict[str, Callable[[str, list[int]], Tensor]] = {"PyAV": pyav_frames}
     if find("decord"):
-        methods["a decord"] = lambda: float_resize(decord_frames(default.path, frames), crop)
-    methods["a PyAV"] = lambda: float_resize(pyav_frames(default.path, frames), crop)
+        readers["decord"] = decord_frames
     if find("torchcodec.decoders"):
-        methods["a torchcodec"] = lambda: float_resize(
-            torchcodec_frames(default.path, frames), crop
+        readers["torchcodec"] = torchcodec_frames
+    for name, read in readers.items():
+        yield f"a {name}", lambda read=read: float_resize(read(default.path, frames), crop)
+    if "torchcodec" in readers:
+        yield (
+            "b torchcodec",
+            lambda: byte_resize(torchcodec_frames(draw.chunk.path, draw.local), crop),
         )
-        methods["b torchcodec"] = lambda: byte_resize(torchcodec_frames(chunk.path, frames), crop)
-    methods["c ours"] = lambda: ours.read(default, frames, crop, (SIZE, SIZE))
-    methods["d ours"] = lambda: store.read(spec)
-    methods["e bare"] = bare_decode(chunk, frames)
+    yield "c ours", lambda: ours.read(default, frames, crop, (SIZE, SIZE))
+    yield "d ours", lambda: store.read(spec)
+    yield "e bare", bare_decode(draw.chunk, draw.local)
     if (large := content.original) is not None:
         box = _scaled(crop, content)
-        if find("decord"):
-            methods["720p decord"] = lambda: float_resize(decord_frames(large, frames), box)
-        methods["720p PyAV"] = lambda: float_resize(pyav_frames(large, frames), box)
-    return methods
+        for name, read in readers.items():
+            yield f"720p {name}", lambda read=read: float_resize(read(large, frames), box)
 
 
 def find(module: str) -> Any | None:
@@ -217,23 +236,19 @@ def torchcodec_frames(path: str, frames: list[int]) -> Tensor:
 
 def float_resize(frames: Tensor, crop: CropBox) -> Tensor:
     """What published video pipelines do: all frames to float32, crop, bilinear resize, flip."""
-    values = frames.float().permute(0, 3, 1, 2)
-    return _flipped(interpolate(_cropped(values, crop), (SIZE, SIZE), mode="bilinear"), crop)
+    return _resized(frames.float(), crop, antialias=False)
 
 
 def byte_resize(frames: Tensor, crop: CropBox) -> Tensor:
     """The fastest way within torch: crop first, resize uint8 with antialiasing."""
-    values = _cropped(frames.permute(0, 3, 1, 2), crop)
-    return _flipped(interpolate(values, (SIZE, SIZE), mode="bilinear", antialias=True), crop)
+    return _resized(frames, crop, antialias=True)
 
 
-def _cropped(frames: Tensor, crop: CropBox) -> Tensor:
+def _resized(frames: Tensor, crop: CropBox, antialias: bool) -> Tensor:
     rows = slice(crop.top, crop.top + crop.height)
-    return frames[..., rows, crop.left : crop.left + crop.width]
-
-
-def _flipped(frames: Tensor, crop: CropBox) -> Tensor:
-    return frames.flip(-1) if crop.hflip else frames
+    part = frames.permute(0, 3, 1, 2)[..., rows, crop.left : crop.left + crop.width]
+    clip = interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=antialias)
+    return clip.flip(-1) if crop.hflip else clip
 
 
 def bare_decode(chunk: VideoFile, frames: list[int]) -> Callable[[], object]:
@@ -277,21 +292,19 @@ def _longest(folder: Path) -> list[Path]:
 def _contents(
     sources: Iterable[Path], store: ChunkStore, folder: Path, num_720p: int
 ) -> list[Content]:
-    manifest = parquet.read_table(Path(store.path) / "manifest.parquet").to_pylist()
-    first_chunks = {row["video"]: row["path"] for row in reversed(manifest)}
+    chunks: dict[str, list[VideoFile]] = {}
+    for row in parquet.read_table(Path(store.path) / "manifest.parquet").to_pylist():
+        chunks.setdefault(row["video"], []).append(_indexed(str(Path(store.path) / row["path"])))
     contents = []
     for number, path in enumerate(sorted(sources, key=lambda path: -store.info(str(path)).height)):
-        info = store.info(str(path))
+        name, info = str(path), store.info(str(path))
         default = _indexed(
             _encoded(path, folder / f"{path.stem}_default.mp4", min(288, info.height))
         )
-        chunk = _indexed(str(Path(store.path) / first_chunks[str(path)]))
-        is_large = number < num_720p
-        original = _encoded(path, folder / f"{path.stem}_720p.mp4", 720) if is_large else None
-        frames = min(file.index.num_frames for file in (default, chunk) if file.index)
-        contents.append(
-            Content(str(path), chunk, default, original, frames, info.fps, info.height, info.width)
-        )
+        original = None
+        if number < num_720p:
+            original = _encoded(path, folder / f"{path.stem}_720p.mp4", 720, SECONDS_720P)
+        contents.append(Content(name, chunks[name], default, original, info))
     return contents
 
 
@@ -299,8 +312,8 @@ def _indexed(path: str) -> VideoFile:
     return VideoFile(path, build_packet_index(path))
 
 
-def _encoded(source: Path, target: Path, short_side: int) -> str:
-    """The first seconds of `source` as anyone would make them: x264, medium, CRF 23, key frames 250 apart."""
+def _encoded(source: Path, target: Path, short_side: int, seconds: float = float("inf")) -> str:
+    """`source` (its first seconds) as anyone would make them: x264, medium, CRF 23, key frames 250 apart."""
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         video = reader.streams.best("video")
         rate = video.average_rate
@@ -311,7 +324,7 @@ def _encoded(source: Path, target: Path, short_side: int) -> str:
         )
         stream.pix_fmt = "yuv420p"
         for number, frame in enumerate(reader.decode(video)):
-            if number >= CHUNK_SECONDS * rate:
+            if number >= seconds * rate:
                 break
             frame = frame.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
             frame.pts, frame.time_base, frame.pict_type = number, 1 / rate, 0
@@ -322,7 +335,7 @@ def _encoded(source: Path, target: Path, short_side: int) -> str:
 
 def _scaled(crop: CropBox, content: Content) -> CropBox:
     """The same part of the picture at 720p."""
-    scale = 720 / min(content.height, content.width)
+    scale = 720 / min(content.info.height, content.info.width)
     top, left, height, width = (
         2 * int(side * scale / 2) for side in (crop.top, crop.left, crop.height, crop.width)
     )
@@ -362,7 +375,7 @@ def _claims(times: Times) -> list[Claim]:
 
 
 def _sizes(contents: Sequence[Content], prepared: PrepareReport) -> list[dict[str, Any]]:
-    default = sum(content.default.index.file_size for content in contents)
+    default = sum(c.default.index.file_size for c in contents if c.default.index)
     return [
         {
             "method": "prepare",
@@ -376,7 +389,7 @@ def _sizes(contents: Sequence[Content], prepared: PrepareReport) -> list[dict[st
             "what": (
                 f"{prepared.store_bytes / 1e6:.1f} MB, {prepared.size_ratio:.2f}x the sources' "
                 f"{prepared.source_bytes / 1e6:.1f} MB "
-                f"(their first {CHUNK_SECONDS:.0f} s at 288 px, x264 default: {default / 1e6:.1f} MB)"
+                f"and {prepared.store_bytes / default:.2f}x the 288 px form's {default / 1e6:.1f} MB"
             ),
         },
     ]

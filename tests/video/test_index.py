@@ -106,6 +106,22 @@ def test_rotation_is_stated_clockwise(
     assert number_of(coded) == 5
 
 
+@pytest.mark.parametrize(
+    ("turn", "mirror", "expected"), [(0, True, 0), (90, True, 90), (270, False, 270)]
+)
+def test_a_mirror_is_not_taken_for_half_a_turn(
+    tmp_path: Path, turn: int, mirror: bool, expected: int
+) -> None:
+    path = tmp_path / "mirrored.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 144, 96, "yuv420p"
+        stream.set_display_rotation(-turn, hflip=mirror)
+        container.mux(stream.encode(av.VideoFrame(144, 96, "yuv420p")))
+        container.mux(stream.encode(None))
+    assert build_packet_index(str(path)).rotation == expected
+
+
 def test_files_whose_packets_are_in_pieces_are_not_addressable(zoo: Callable[[str], Any]) -> None:
     assert build_packet_index(zoo("default").path).addressable
     assert build_packet_index(zoo("asp_avi").path).addressable

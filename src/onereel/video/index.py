@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ class PacketIndex:
         extradata: the stream header.
         width: coded pixels, before rotation.
         height: likewise.
-        rotation: clockwise turn that displays a frame upright: 0, 90, 180 or 270 degrees.
+        rotation: clockwise turn that displays a frame upright: 0, 90, 180 or 270 degrees (mirroring is ignored).
         pixel_format: FFmpeg's name, as `yuv420p`.
         color_space: `bt709`, `smpte170m`, ... or `unspecified` (then read as BT.601, as FFmpeg does).
         color_range: `limited`, `full` or `unspecified` (then limited, except for `yuvj` formats).
@@ -222,7 +223,7 @@ def _header(video: Any, frame: Any) -> dict[str, Any]:
         "extradata": bytes(context.extradata or b""),
         "width": frame.width,
         "height": frame.height,
-        "rotation": int(round(-frame.rotation / 90) * 90) % 360,
+        "rotation": _clockwise_turn(frame),
         "pixel_format": frame.format.name,
         "color_space": COLOR_SPACES.get(int(frame.colorspace), "unspecified"),
         "color_range": COLOR_RANGES.get(int(frame.color_range), "unspecified"),
@@ -230,6 +231,16 @@ def _header(video: Any, frame: Any) -> dict[str, Any]:
         "average_rate": float(video.average_rate or 0),
         "progressive": int(context.field_order) <= 1,
     }
+
+
+def _clockwise_turn(frame: Any) -> int:
+    """Degrees, a multiple of 90, out of the frame's display matrix. A mirror image stays mirrored, but upright."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    angle = math.atan2(b, a if a * d - b * c > 0 else -a)
+    return round(math.degrees(angle) / 90) * 90 % 360
 
 
 _ROW = ("position", "size", "pts", "key", "discard", "reference", "exact")
