@@ -14,7 +14,7 @@ from onereel.errors import ConfigError
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.vit import VisionTransformer, prepend_token
-from onereel.tokens.packing import pack
+from onereel.tokens.packing import pack, unpack
 from onereel.types import Packed, TokenSelection, TubeletGrid
 
 GRID = TubeletGrid(4, 2, 3)
@@ -127,6 +127,7 @@ def test_a_class_token_stands_first_in_its_clip() -> None:
     rest = torch.ones(len(with_token.values), dtype=torch.bool).index_fill(0, starts, False)
     assert torch.equal(with_token.values[rest], packed.values)
     assert torch.equal(with_token.coordinates[rest], packed.coordinates)
+    assert torch.equal(unpack(with_token, fill=3.0), unpack(packed, fill=3.0))
 
 
 def test_length_embedding_off_is_identical_at_first_and_learns() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from onereel.tokens.positions import flat_index
 from onereel.tokens.tubelets import clip_grid
 from onereel.types import Packed, TokenSelection, TubeletGrid
 
@@ -77,7 +78,7 @@ def _gather_patches(
     """`(M, P)` patches at `indices (4, M)`.
 
     A patch is C * tubelet_size * patch_size rows of patch_size pixels, and a clip is a table of such rows, gathered
-    here by number: on a CPU 3 to 6 times as fast as indexing `tubelet_view`, which copies pixel by pixel.
+    here by number: on a CPU 3 to 6 times as fast as indexing a strided view of patches, which copies pixel by pixel.
     """
     _, num_frames, channels, height, _ = clips.shape
     b, t, h, w = indices
@@ -106,12 +107,18 @@ def pack_all(values: Tensor, grid: TubeletGrid) -> Packed:
 
 
 def unpack(packed: Packed, fill: float = 0.0) -> Tensor:
-    """`(B, N, D)`: the packed values at their places in the grid, `fill` where nothing was kept."""
+    """`(B, N, D)`: the packed values at their places in the grid, `fill` where nothing was kept.
+
+    Class tokens, whose coordinates are -1, have no place and are left out.
+    """
+    num_tokens = packed.grid.num_tokens
     clip = per_token(torch.arange(packed.batch_size, device=packed.values.device), packed)
-    shape = (packed.batch_size, *packed.grid, packed.values.shape[1])
-    dense = packed.values.new_full(shape, fill)
-    dense = dense.index_put((clip, *packed.coordinates.unbind(-1)), packed.values)
-    return dense.flatten(1, 3)
+    place = flat_index(packed.coordinates, packed.grid)
+    place = torch.where(place < 0, num_tokens, place)  # one place more, for what has none
+    dense = packed.values.new_full(
+        (packed.batch_size, num_tokens + 1, packed.values.shape[1]), fill
+    )
+    return dense.index_put((clip, place), packed.values)[:, :num_tokens]
 
 
 def per_token(values: Tensor, packed: Packed) -> Tensor:
