@@ -14,13 +14,17 @@ from onereel import build
 from onereel.config import RunConfig, from_dict
 from onereel.data.annotations import AnnotationReport
 from onereel.data.annotations import check_annotations as _check_annotations
+from onereel.data.dataset import ClipDataset, Sample
 from onereel.errors import ConfigError, DataError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
 from onereel.models.video_model import VideoModel
+from onereel.objectives.base import clip_generators
 from onereel.recipes import load_recipe
+from onereel.report.examples import write_examples
 from onereel.report.run_report import write_report
+from onereel.tokens.packing import kept_tokens
 from onereel.training import (
     World,
     create_optimizer,
@@ -37,6 +41,7 @@ from onereel.training import (
     resume_state,
     run_on_main,
 )
+from onereel.types import Batch, SampleKey
 from onereel.video.library import open_library
 from onereel.video.prepare import PrepareReport
 from onereel.video.prepare import prepare as _prepare
@@ -45,6 +50,9 @@ logger = logging.getLogger(__name__)
 
 RESULT = "val"
 """Name of the evaluation that a run makes of itself."""
+NUM_EXAMPLES = 6
+EXAMPLES_SEARCHED = 64
+"""Clips shown in the report, of different classes, and how many to look through for them."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,9 @@ def check_annotations(
     config = replace(config, data=replace(config.data, root=root, store=store))
     annotations = build.build_annotations(config, path)
     data = config.data
-    return _check_annotations(
-        annotations, build.build_library(config, annotations), data.num_frames, data.sampling_rate
-    )
+    rate = data.sampling_rate if data.sampling == "dense" else 1
+    library = build.build_library(config, annotations)
+    return _check_annotations(annotations, library, data.num_frames, rate)
 
 
 def train(
@@ -138,9 +146,8 @@ def resume(run: str | Path) -> TrainResult:
 def _train(config: RunConfig, run: Path, *, overwrite: bool, resume: bool) -> TrainResult:
     if not config.data.train:
         raise ConfigError("no training list: give --data.train LIST")
-    if config.train.num_threads:
-        torch.set_num_threads(config.train.num_threads)
     with distributed(config.train.device) as world:
+        torch.set_num_threads(build.num_threads(config, world.world_size))
         return _train_in(world, config, run, overwrite, resume)
 
 
@@ -154,7 +161,7 @@ def _train_in(
     _warn_of_rare_classes(annotations.label_counts(), config.data.train)
     dataset = build.build_dataset(config, annotations, class_names, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
-    evaluate = _evaluation(config, run, class_names, world) if config.data.val else None
+    evaluate = _Evaluation(config, run, class_names, world) if config.data.val else None
     model = build.build_model(config, len(class_names))
     if config.model.pretrained and not resume:
         _load_encoder(model, config.model.pretrained)
@@ -176,7 +183,8 @@ def _train_in(
         evaluate=(lambda step, epoch: evaluate(model)) if evaluate else None,
         resume=resume_state(run) if resume else None,
     )
-    run_on_main(lambda: write_report(run))
+    shown = evaluate.dataset if evaluate else dataset
+    run_on_main(lambda: _write_pictures_and_report(run, config, model, shown))
     return TrainResult(run, result.step, result.metrics)
 
 
@@ -187,30 +195,74 @@ def _warn_of_rare_classes(counts: Mapping[str, int], source: str) -> None:
         logger.warning("%s: one clip only of %s%s", source, ", ".join(map(repr, rare[:5])), more)
 
 
-def _evaluation(config: RunConfig, run: Path, class_names: tuple[str, ...], world: World) -> Any:
-    """`evaluate(model) -> numbers`, which also writes RUN/eval/val.json; the list is read and checked now."""
-    annotations = build.build_annotations(config, config.data.val)
-    annotations.check_labels(class_names)
-    dataset = build.build_dataset(config, annotations, class_names, training=False)
-    loader = build.build_eval_loader(config, dataset, world=world)
-    augment = build.build_augment(config, len(class_names), training=False)
+def _caption(dataset: ClipDataset, sample: Sample) -> str:
+    record = dataset.annotations.record(sample.key.index)
+    return f"{record.label}: {record.caption}" if record.caption else record.label or record.path
 
-    def evaluate(model: VideoModel) -> dict[str, float]:
+
+class _Evaluation:
+    """The run's test of itself: `evaluate(model)` gives numbers and writes RUN/eval/val.json.
+
+    The list is read and checked when this is made, before anything is trained or overwritten.
+    """
+
+    def __init__(
+        self, config: RunConfig, run: Path, class_names: tuple[str, ...], world: World
+    ) -> None:
+        self.config, self.run, self.class_names, self.world = config, run, class_names, world
+        annotations = build.build_annotations(config, config.data.val)
+        annotations.check_labels(class_names)
+        self.dataset = build.build_dataset(config, annotations, class_names, training=False)
+        self.loader = build.build_eval_loader(config, self.dataset, world=world)
+        self.augment = build.build_augment(config, len(class_names), training=False)
+
+    def result(self, model: VideoModel, name: str) -> ClassificationResult:
         result = evaluate_classification(
             model,
-            loader,
-            augment,
-            class_names=class_names,
-            device=world.device,
-            num_views=config.eval.num_clips * config.eval.num_crops,
-            precision=config.train.precision,
-            seed=config.seed,
+            self.loader,
+            self.augment,
+            class_names=self.class_names,
+            device=self.world.device,
+            num_views=self.config.eval.num_clips * self.config.eval.num_crops,
+            precision=self.config.train.precision,
+            seed=self.config.seed,
         )
-        run_on_main(lambda: result.save(run / "eval" / f"{RESULT}.json"))
+        run_on_main(lambda: result.save(self.run / "eval" / f"{name}.json"))
+        return result
+
+    def __call__(self, model: VideoModel) -> dict[str, float]:
+        result = self.result(model, RESULT)
         names = ("top1", "top5", "mean_class_accuracy", "kept_ratio", "clips_per_second", "seconds")
         return {name: getattr(result, name) for name in names}
 
-    return evaluate
+
+@torch.no_grad()
+def _write_pictures_and_report(
+    run: Path, config: RunConfig, model: VideoModel, dataset: ClipDataset
+) -> None:
+    """The report, with the first clips of different classes and what the selector dropped of them."""
+    first_of_class: dict[int | None, Sample] = {}
+    for index in range(min(len(dataset), EXAMPLES_SEARCHED)):
+        sample = dataset[SampleKey(0, index)]
+        first_of_class.setdefault(sample.label, sample)
+        if len(first_of_class) == NUM_EXAMPLES:
+            break
+    samples = list(first_of_class.values())
+    batch = Batch(torch.stack([s.clip for s in samples]), [s.key for s in samples])
+    normalise = build.build_augment(config, 0, training=False)
+    device = next(model.parameters()).device
+    generators = clip_generators(config.seed, batch.keys)
+    features = model.eval()(normalise(batch, device).clips, generators=generators).features
+    write_examples(
+        run,
+        [sample.clip for sample in samples],
+        list(kept_tokens(features)),
+        [_caption(dataset, sample) for sample in samples],
+        grid=features.grid,
+        tubelet_size=model.encoder.tubelet_size,
+        patch_size=model.encoder.patch_size,
+    )
+    write_report(run)
 
 
 def _state(path: str | Path) -> dict[str, Any]:
@@ -294,22 +346,8 @@ def evaluate(
         raise ConfigError(f"{run} was trained without a validation list: give --data.val LIST")
     with distributed(device) as world:
         trained = load(checkpoint or run, config)
-        model = trained.model.to(world.device)
-        annotations = build.build_annotations(config, config.data.val)
-        annotations.check_labels(trained.class_names)
-        dataset = build.build_dataset(config, annotations, trained.class_names, training=False)
-        result = evaluate_classification(
-            model,
-            build.build_eval_loader(config, dataset, world=world),
-            build.build_augment(config, len(trained.class_names), training=False),
-            class_names=trained.class_names,
-            device=world.device,
-            num_views=config.eval.num_clips * config.eval.num_crops,
-            precision=config.train.precision,
-            seed=config.seed,
-        )
-        run_on_main(lambda: result.save(Path(run) / "eval" / f"{name}.json"))
-    return result
+        test = _Evaluation(config, Path(run), trained.class_names, world)
+        return test.result(trained.model.to(world.device), name)
 
 
 def predict(

@@ -108,14 +108,27 @@ def build_dataset(
     )
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
 def num_workers(config: RunConfig, devices_here: int = 1) -> int:
     """Decoding processes per device: as configured, or the cores that the training processes leave over."""
     if config.data.num_workers >= 0:
         return config.data.num_workers
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(1, cores // devices_here - 1)
+    return max(1, num_cores() // devices_here - 1)
+
+
+def num_threads(config: RunConfig, devices_here: int = 1) -> int:
+    """CPU threads of a training process: as configured, or the cores that its workers leave over.
+
+    One thread too many costs more than it brings: the threads of a matrix product wait for the slowest of them.
+    """
+    if config.train.num_threads:
+        return config.train.num_threads
+    return max(1, num_cores() // devices_here - num_workers(config, devices_here))
 
 
 def build_train_loader(

@@ -81,7 +81,7 @@ class SampleKey(NamedTuple):
     """Which sample of which epoch, and which of its views (repeated augmentation, multi-view test)."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which a key has no use for
     view: int = 0
 
 

@@ -26,7 +26,7 @@ from onereel.doctor.arithmetic import (
     longest_chunk_seconds,
 )
 from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure_disk
-from onereel.doctor.system import cuda_devices, describe_disk, num_cores
+from onereel.doctor.system import cuda_devices, describe_disk
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.efficiency import Throughput, measure_training
 from onereel.training import pick_device
@@ -146,10 +146,10 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
     decode = measure_decode(dataset, repeats=config.data.repeats)
     num_classes = max(2, len(annotations.label_names()))
     model = build.build_model(config, num_classes).to(device)
-    with _threads(config.train.num_threads):
+    with _threads(build.num_threads(config, num_devices)):
         speed = measure_model(config, model, _example_clips(config, dataset, device))
         model_cores = torch.get_num_threads() if device.type == "cpu" else 0
-    cores = num_cores()
+    cores = build.num_cores()
     rates = Rates(
         decode_clips_per_second=decode.clips_per_second,
         num_worker_cores=min(cores, num_devices * build.num_workers(config, num_devices)),
@@ -283,7 +283,7 @@ def _num_devices(config: RunConfig) -> int:
 def _threads(number: int) -> Iterator[None]:
     """Compute with `number` CPU threads; 0: as it is."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

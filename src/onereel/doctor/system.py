@@ -17,6 +17,7 @@ import torch
 from rich.table import Table
 
 import onereel
+from onereel.build import num_cores
 from onereel.doctor.measure import NUM_READERS, DiskRate, measure_disk
 from onereel.training.peak import measure_peak_flops
 
@@ -124,13 +125,6 @@ def describe_disk(disk: DiskRate) -> str:
         f"{disk.folder}: {disk.bytes_per_second / 1e6:.0f} MB/s over {disk.num_bytes / 1e6:.1f} MB, "
         f"{NUM_READERS} readers; {disk.how}"
     )
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _describe_pyav() -> str:

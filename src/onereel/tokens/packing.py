@@ -121,6 +121,15 @@ def unpack(packed: Packed, fill: float = 0.0) -> Tensor:
     return dense.index_put((clip, place), packed.values)[:, :num_tokens]
 
 
+def kept_tokens(packed: Packed) -> Tensor:
+    """bool `(B, N)`: which tubelets `packed` holds; class tokens (coordinates -1) are none."""
+    clip = per_token(torch.arange(packed.batch_size, device=packed.values.device), packed)
+    is_tubelet = packed.coordinates[:, 0] >= 0
+    mask = torch.zeros(packed.batch_size, *packed.grid, dtype=torch.bool, device=clip.device)
+    mask[(clip[is_tubelet], *packed.coordinates[is_tubelet].unbind(-1))] = True
+    return mask.flatten(1)
+
+
 def per_token(values: Tensor, packed: Packed) -> Tensor:
     """`values (..., B)`, one per clip, repeated for the tokens of each clip: `(..., M)`."""
     total = packed.values.shape[0]
