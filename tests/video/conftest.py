@@ -23,7 +23,10 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "fast": (".mp4", {"options": FAST, "num_frames": 80}),
     "small": (".mp4", {"options": {"g": "12"}}),
     "intra": (".mp4", {"options": {"g": "1"}, "num_frames": 20}),
-    "open_gop": (".mp4", {"options": {"x264-params": "open-gop=1:keyint=18:scenecut=0:bframes=3:b-adapt=0"}}),
+    "open_gop": (
+        ".mp4",
+        {"options": {"x264-params": "open-gop=1:keyint=18:scenecut=0:bframes=3:b-adapt=0"}},
+    ),
     "intra_refresh": (".mp4", {"options": {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}}),
     "interlaced": (".mp4", {"options": {"x264-params": "interlaced=1:keyint=16"}}),
     "sound": (".mp4", {"audio": True}),

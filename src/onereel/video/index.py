@@ -145,19 +145,21 @@ def build_packet_index(path: str, stream: int | None = None) -> PacketIndex:
             number = _video_stream(path, container, stream)
             probe = _first_frame(path, container, container.streams[number])
         with av.open(path) as container:
-            video = container.streams[number]
+            video: Any = container.streams[number]
             header = _header(video, probe)
+            average_rate = float(video.average_rate or 0)
+            is_progressive = int(video.codec_context.field_order) <= 1  # or not stated
             rows = list(_rows(path, container, video, header, status.st_size))
     except av.FFmpegError as error:
         raise DecodeError(path, f"not a readable video, or truncated ({error.strerror})") from error
     if not rows:
         raise DecodeError(path, "has a video stream with zero frames")
     columns = {name: np.array(column) for name, column in zip(_ROW, zip(*rows))}
-    rank, pts = _display_order(path, number, header, columns)
+    one_each = is_progressive and header["codec"] in ONE_FRAME_PER_PACKET
+    rank, pts = _display_order(path, number, columns, one_each)
     # A packet that shows nothing, though no edit list hides it, is a place holder: decoding cannot start there.
     key = columns["key"].astype(bool) & ((rank >= 0) | columns["discard"].astype(bool))
-    times, constant, fps = _timing(pts, rank, header["time_base"], header.pop("average_rate"))
-    header.pop("progressive")
+    times, constant, fps = _timing(pts, rank, header["time_base"], average_rate)
     return PacketIndex(
         **header,
         stream=number,
@@ -228,8 +230,6 @@ def _header(video: Any, frame: Any) -> dict[str, Any]:
         "color_space": COLOR_SPACES.get(int(frame.colorspace), "unspecified"),
         "color_range": COLOR_RANGES.get(int(frame.color_range), "unspecified"),
         "time_base": Fraction(video.time_base),
-        "average_rate": float(video.average_rate or 0),
-        "progressive": int(context.field_order) <= 1,
     }
 
 
@@ -298,14 +298,14 @@ def _nal_starts(packet: bytes, length_bytes: int) -> Iterator[int]:
 
 
 def _display_order(
-    path: str, stream: int, header: dict[str, Any], columns: dict[str, np.ndarray]
+    path: str, stream: int, columns: dict[str, np.ndarray], one_frame_per_packet: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(rank int32 `(P,)`, pts int64 `(P,)`) of every packet, from the pts where these can be trusted."""
     pts, shown = columns["pts"].astype(np.int64), ~columns["discard"].astype(bool)
     known = bool((pts != NO_TIME).all()) and len(np.unique(pts)) == len(pts)
     starts_clean = bool(columns["key"][0]) and pts[0] == pts.min()
     rank = np.full(len(pts), -1, np.int32)
-    if known and starts_clean and header["progressive"] and header["codec"] in ONE_FRAME_PER_PACKET:
+    if known and starts_clean and one_frame_per_packet:
         order = np.flatnonzero(shown)[np.argsort(pts[shown], kind="stable")]
     else:
         order = _order_by_decoding(path, stream)

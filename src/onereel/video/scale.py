@@ -78,15 +78,11 @@ class Canvas:
         direct: bool = True,
     ) -> None:
         self.cache, self.rotation, self.crop, self.size = cache, index.rotation, crop, size
+        turned = self.rotation in (90, 270)
         # A flip along the displayed width runs along the coded height where the picture lies on its side.
-        self.flipped = (
-            ()
-            if crop is None or not crop.hflip
-            else ((-2,) if self.rotation in (90, 270) else (-1,))
-        )
+        self.flipped = () if crop is None or not crop.hflip else (-2 if turned else -1,)
         self.library = swscale() if direct else None
         self.box = coded_box(index, crop)
-        turned = self.rotation in (90, 270)
         self.coded_size = (self.box.height, self.box.width)
         if size is not None:
             self.coded_size = (size[1], size[0]) if turned else (size[0], size[1])
