@@ -1,6 +1,6 @@
 """What a clip costs to read: process CPU milliseconds on one thread, ours against what people have.
 
-All methods read the same frames and the same crop, one after another, clip by clip, in one process. A ratio is that of
+All methods read the same frames and the same crop, in random order, clip by clip, in one process. A ratio is that of
 the medians within one video, and a claim is the median of the videos' ratios. "288 px" is the whole video as anyone
 would store it: short side 288 at most, x264 with its default settings (key frames up to 250 apart); "720p" likewise,
 its first 15 s, scaled up where the source is smaller. decord and torchcodec take part where they import (`pip install
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ SIZE = 224
 SECONDS_720P = 15.0
 NUM_ACTIONS = 3  # videos of actions5, besides all of `long`
 NUM_720P = {"small": 2, "full": 7}
-NUM_DRAWS = {"small": 10, "full": 60}
+NUM_DRAWS = {"small": 12, "full": 60}
 METHODS = {
     "a decord": "decord, 288 px default x264, float32 resize",
     "a PyAV": "PyAV, 288 px default x264, float32 resize",
@@ -97,7 +98,7 @@ class Content:
 
 
 class Draw(NamedTuple):
-    """One clip: frames of a chunk, the first frame of that chunk in its video, and the crop."""
+    """One clip: frames of a chunk, the same frames counted in the whole video, and the crop."""
 
     chunk: VideoFile
     local: list[int]
@@ -126,21 +127,26 @@ Times = dict[tuple[str, str], dict[str, list[float]]]
 
 
 def measure(contents: Sequence[Content], store: ChunkStore, num_draws: int) -> Times:
-    """Read `num_draws` clips of each video in both protocols with all methods, clip by clip."""
+    """Read `num_draws` clips of each video in both protocols with all methods, clip by clip, in random order.
+
+    Each timed call follows an untimed one of the same method on the clip before: processor caches and allocator are
+    then as in a worker that does nothing else, not as another method left them.
+    """
     ours = FusedDecoder()
     times: Times = {}
     for content in contents:
         for protocol in ("t4_1s", "t16_s4"):
             cell: dict[str, list[float]] = {}
-            for number in range(-1, num_draws):  # the first draw warms caches and does not count
-                for method, read in _methods(
-                    content, store, ours, _draw(content, protocol, number)
-                ):
+            draws = [_draw(content, protocol, number) for number in range(num_draws + 1)]
+            for number, (before, draw) in enumerate(pairwise(draws)):
+                warm_up = dict(_methods(content, store, ours, before))
+                timed = list(_methods(content, store, ours, draw))
+                for k in numpy_generator(0, number, content.name, "order").permutation(len(timed)):
+                    method, read = timed[k]
+                    warm_up[method]()
                     start = time.process_time()
                     read()
-                    elapsed = 1e3 * (time.process_time() - start)
-                    if number >= 0:
-                        cell.setdefault(method, []).append(elapsed)
+                    cell.setdefault(method, []).append(1e3 * (time.process_time() - start))
             times[protocol, content.name] = cell
     return times
 
@@ -376,23 +382,15 @@ def _claims(times: Times) -> list[Claim]:
 
 def _sizes(contents: Sequence[Content], prepared: PrepareReport) -> list[dict[str, Any]]:
     default = sum(c.default.index.file_size for c in contents if c.default.index)
-    return [
-        {
-            "method": "prepare",
-            "what": (
-                f"{prepared.encoded_seconds:.0f} s of video in {prepared.wall_seconds:.0f} s "
-                f"({prepared.speed:.1f}x real time, one process); {prepared.psnr:.1f} dB"
-            ),
-        },
-        {
-            "method": "store size",
-            "what": (
-                f"{prepared.store_bytes / 1e6:.1f} MB, {prepared.size_ratio:.2f}x the sources' "
-                f"{prepared.source_bytes / 1e6:.1f} MB "
-                f"and {prepared.store_bytes / default:.2f}x the 288 px form's {default / 1e6:.1f} MB"
-            ),
-        },
-    ]
+    cost = (
+        f"{prepared.encoded_seconds:.0f} s of video in {prepared.wall_seconds:.0f} s "
+        f"({prepared.speed:.1f}x real time, one process); {prepared.psnr:.1f} dB"
+    )
+    size = (
+        f"{prepared.store_bytes / 1e6:.1f} MB, {prepared.size_ratio:.2f}x the sources' "
+        f"{prepared.source_bytes / 1e6:.1f} MB, {prepared.store_bytes / default:.2f}x the 288 px form's"
+    )
+    return [{"method": "prepare", "what": cost}, {"method": "store size", "what": size}]
 
 
 if __name__ == "__main__":
