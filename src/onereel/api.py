@@ -15,7 +15,7 @@ from onereel.config import RunConfig, from_dict
 from onereel.data.annotations import AnnotationReport
 from onereel.data.annotations import check_annotations as _check_annotations
 from onereel.data.dataset import ClipDataset, Sample
-from onereel.errors import ConfigError, DataError
+from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
@@ -243,11 +243,17 @@ def _write_pictures_and_report(
     """The report, with the first clips of different classes and what the selector dropped of them."""
     first_of_class: dict[int | None, Sample] = {}
     for index in range(min(len(dataset), EXAMPLES_SEARCHED)):
-        sample = dataset[SampleKey(0, index)]
+        try:
+            sample = dataset[SampleKey(0, index)]
+        except DecodeError:
+            continue  # counted, named and quarantined where it was trained on
         first_of_class.setdefault(sample.label, sample)
         if len(first_of_class) == NUM_EXAMPLES:
             break
     samples = list(first_of_class.values())
+    if not samples:
+        write_report(run)
+        return
     batch = Batch(torch.stack([s.clip for s in samples]), [s.key for s in samples])
     normalise = build.build_augment(config, 0, training=False)
     device = next(model.parameters()).device

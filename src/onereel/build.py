@@ -57,6 +57,7 @@ def build_model(config: RunConfig, num_classes: int) -> VideoModel:
             pool=model.pool,
             drop_path_rate=model.drop_path_rate,
             qk_norm=model.qk_norm,
+            patch_norm=model.patch_norm,
             checkpointing=model.checkpointing,
             attention=model.attention,
             length_embedding=config.tokens.length_embedding,

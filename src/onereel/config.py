@@ -136,6 +136,8 @@ class ModelConfig:
     """Dropout before the classifier."""
     qk_norm: bool = False
     """Normalise queries and keys of each head."""
+    patch_norm: bool = False
+    """Normalise patches before and after their embedding; makes training from scratch on few videos far quicker."""
     checkpointing: bool = False
     """Recompute each block in the backward pass to save memory."""
     attention: Literal["auto", "sdpa", "varlen", "reference"] = "auto"

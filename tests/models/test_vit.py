@@ -348,3 +348,24 @@ def test_initial_weights_are_xavier_with_query_key_and_value_apart() -> None:
         bound = (6 / fans) ** 0.5
         assert 0.95 * bound < weight.abs().max() <= bound
     assert not block.attn.qkv.bias.any()
+
+
+def test_patch_norm_forgets_brightness_and_contrast_and_costs_four_vectors() -> None:
+    """With Dual PatchNorm a patch's own mean and scale do not matter; without, they do."""
+    patches = torch.randn(5, 1536)
+    for on in (True, False):
+        encoder = create_encoder("vit_micro_patch16_32", num_frames=2, patch_norm=on)
+        same = torch.allclose(
+            encoder.embed(patches), encoder.embed(patches * 3 + 2), rtol=0, atol=1e-4
+        )
+        assert same == on
+    with_it, without = (
+        sum(
+            p.numel()
+            for p in create_encoder(
+                "vit_micro_patch16_32", num_frames=2, patch_norm=on
+            ).parameters()
+        )
+        for on in (True, False)
+    )
+    assert with_it - without == 2 * (1536 + 96)

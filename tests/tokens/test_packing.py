@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onereel.tokens.packing import pack, pack_all, pack_clips, per_token, segment_mean, unpack
+from onereel.tokens.packing import (
+    kept_tokens,
+    pack,
+    pack_all,
+    pack_clips,
+    per_token,
+    segment_mean,
+    unpack,
+)
 from onereel.tokens.tubelets import patchify
 from onereel.types import Packed, TokenSelection, TubeletGrid
 
@@ -129,3 +137,11 @@ def test_a_mask_of_another_grid_is_refused() -> None:
     selection = TokenSelection(torch.ones(1, 7, dtype=torch.bool))
     with pytest.raises(ValueError, match="keep_mask has 7 tokens"):
         pack(torch.randn(1, GRID.num_tokens, 5), selection, GRID)
+
+
+def test_kept_tokens_is_the_mask_that_was_packed() -> None:
+    grid = TubeletGrid(2, 3, 2)
+    mask = torch.rand(4, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[:, 0] = True
+    packed = pack(torch.randn(4, 12, 5), TokenSelection(mask), grid)
+    assert torch.equal(kept_tokens(packed), mask)

@@ -7,8 +7,10 @@ import fcntl
 import io
 import logging
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -363,6 +365,19 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # torch's own worker loop sets this too; decoding in many processes must not start a thread pool in each.
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_training_process, daemon=True).start()
+
+
+def _end_with_the_training_process() -> None:
+    """Let no worker outlive a training process that was killed.
+
+    torch's own watch looks at the parent's number, which under a fork server is the server's; and the server lives
+    as long as a worker does.
+    """
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
 
 
 def _append_to_quarantine(path: Path, failures: list[_Failure]) -> None:

@@ -89,6 +89,7 @@ class VisionTransformer(nn.Module):
         positions: "sincos" (fixed, 3-D) or "learned".
         drop_path_rate: probability of skipping a branch of the last block for a clip; rises linearly from 0.
         qk_norm: LayerNorm on each head's queries and keys.
+        patch_norm: LayerNorm before and after the patch embedding (Dual PatchNorm, arXiv 2302.01327; FluxViT).
         length_embedding: add a learned vector per run length (RLT section 3.2), zero at the start.
         checkpointing: recompute each block in the backward pass.
         attention: back-end, see `onereel.models.attention`.
@@ -110,6 +111,7 @@ class VisionTransformer(nn.Module):
         positions: Literal["sincos", "learned"] = "sincos",
         drop_path_rate: float = 0.0,
         qk_norm: bool = False,
+        patch_norm: bool = False,
         length_embedding: bool = False,
         checkpointing: bool = False,
         attention: str = "auto",
@@ -131,6 +133,11 @@ class VisionTransformer(nn.Module):
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
         self.patch_values = COLORS * tubelet_size * patch_size**2
         self.patch_embed = nn.Linear(self.patch_values, embed_dim)
+        self.patch_norms = (
+            nn.ModuleList(nn.LayerNorm(n, eps=NORM_EPS) for n in (self.patch_values, embed_dim))
+            if patch_norm
+            else None
+        )
         self.learned_positions = positions == "learned"
         if self.learned_positions:
             self.pos_embed = nn.Parameter(torch.empty(grid.num_tokens, embed_dim))
@@ -172,8 +179,11 @@ class VisionTransformer(nn.Module):
                 module.compile(**options)
 
     def embed(self, patches: Tensor) -> Tensor:
-        """Linear patch embedding, before positions: `(..., P)` to `(..., D)`."""
-        return self.patch_embed(patches)
+        """Patch embedding, before positions: `(..., P)` to `(..., D)`."""
+        if self.patch_norms is None:
+            return self.patch_embed(patches)
+        before, after = self.patch_norms
+        return after(self.patch_embed(before(patches)))
 
     def forward(
         self,

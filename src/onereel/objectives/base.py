@@ -55,7 +55,9 @@ def layer_of_vit(name: str, depth: int) -> int:
     block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     if block:
         return int(block.group(1)) + 1
-    is_embedding = "patch_embed." in name or name.rpartition(".")[2] in VIT_TABLES
+    is_embedding = (
+        re.search(r"patch_(embed|norms)\.", name) or name.rpartition(".")[2] in VIT_TABLES
+    )
     return 0 if is_embedding else depth + 1
 
 

@@ -1,0 +1,274 @@
+"""The main job through the Python API and the command line: what a user does, and what a user does wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import onereel
+from onereel import api
+from onereel.cli import main
+from onereel.config import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TokensConfig,
+    TrainConfig,
+)
+from onereel.errors import ConfigError, DataError
+from onereel.training import list_checkpoints
+
+TINY = RunConfig(
+    recipe="tiny",
+    data=DataConfig(num_frames=4, size=32, num_workers=0),
+    augment=AugmentConfig(hflip_prob=0.0),
+    tokens=TokensConfig(kind="run-length"),
+    model=ModelConfig(name="vit_micro_patch16_32"),
+    optim=OptimConfig(lr=1e-3, lr_batch_size=0, warmup_epochs=1),
+    train=TrainConfig(epochs=2, batch_size_per_device=2, log_every=1, save_every=2),
+)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    """A folder with eight videos of two classes, train.csv and val.csv."""
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(8):
+        make_video(folder / f"clip {i}.mp4", num_frames=20, height=48, width=64)
+    rows = [f"clip {i}.mp4,{'wave' if i % 2 else 'clap'}\n" for i in range(8)]
+    (folder / "train.csv").write_text("path,label\n" + "".join(rows[:6]))
+    (folder / "val.csv").write_text("path,label\n" + "".join(rows[4:]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on raw files."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    onereel.train(TINY, data=str(videos / "train.csv"), val=str(videos / "val.csv"), out=run)
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def records(run: Path, kind: str = "train") -> list[dict[str, float]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in records(run)]
+
+
+def test_a_run_folder_holds_everything(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    wanted = {
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "eval",
+        "report.html",
+        "examples",
+    }
+    assert wanted <= names
+    assert len(losses(trained)) == 6
+    (evaluation,) = records(trained, "eval")
+    result = json.loads((trained / "eval" / "val.json").read_text())
+    assert result["top1"] == evaluation["top1"]
+    assert result["num_videos"] == 4
+    assert "data:image" in (trained / "report.html").read_text()
+    assert {"clips_per_second", "tokens_per_second", "mfu", "data_wait", "kept_ratio"} <= set(
+        records(trained)[0]
+    )
+
+
+def test_prepared_and_raw_videos_train_alike(videos: Path, trained: Path, tmp_path: Path) -> None:
+    report = onereel.prepare(videos, tmp_path / "store", num_workers=1)
+    assert (report.videos, report.quarantined) == (8, ())
+    lists = {"data": str(videos / "train.csv"), "val": str(videos / "val.csv")}
+    onereel.train(TINY, **lists, store=str(tmp_path / "store"), out=tmp_path / "run")
+    assert losses(tmp_path / "run") == pytest.approx(losses(trained), rel=0.1)
+
+
+def test_load_evaluate_predict(trained: Path, videos: Path) -> None:
+    loaded = onereel.load(trained)
+    assert loaded.class_names == ("clap", "wave")
+    first, second = (onereel.evaluate(trained, name="again") for _ in range(2))
+    assert first.confusion == second.confusion
+    assert first.top1 == json.loads((trained / "eval" / "val.json").read_text())["top1"]
+    (answer,) = onereel.predict(trained, [videos / "clip 0.mp4"], num_clips=2, num_crops=3)
+    assert set(answer.labels) == {"clap", "wave"}
+    assert sum(answer.probabilities) == pytest.approx(1)
+    dense = replace(loaded.config, tokens=TokensConfig())
+    assert onereel.evaluate(trained, name="dense", config=dense).kept_ratio == 1
+
+
+def test_create_model() -> None:
+    model = onereel.create_model("vit_micro_patch16_32", 3, num_frames=4, tokens="run-length")
+    assert model.eval()(torch.zeros(2, 4, 3, 32, 32)).logits.shape == (2, 3)
+    with pytest.raises(ConfigError, match="Did you mean 'vit_micro"):
+        onereel.create_model("vit_mcro_patch16_32", 3)
+    with pytest.raises(ConfigError, match="drop_path_rate"):
+        onereel.create_model("vit_micro_patch16_32", 3, drop_path=0.1)
+
+
+def test_predict_says_which_file_it_could_not_read(
+    trained: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.mp4").write_text("not a video")
+    arguments = ["predict", str(trained), str(tmp_path / "text.mp4"), str(videos / "clip 1.mp4")]
+    assert main([*arguments, "--out", str(tmp_path / "labels.csv")]) == 1
+    out, error = capsys.readouterr()
+    assert "text.mp4: not read" in error
+    assert "clip 1.mp4" in out
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 3
+
+
+def test_starting_from_another_run(trained: Path, videos: Path, tmp_path: Path) -> None:
+    config = replace(TINY, model=replace(TINY.model, pretrained=str(trained)))
+    data = str(videos / "train.csv")
+    onereel.train(config, data=data, out=tmp_path / "tuned")
+    assert losses(tmp_path / "tuned") != losses(trained)
+    wrong = replace(config, model=replace(config.model, name="vit_mini_patch16_32"))
+    with pytest.raises(ConfigError, match="encoder tensors do not fit"):
+        onereel.train(wrong, data=data, out=tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+def test_a_run_is_not_overwritten_by_mistake(trained: Path, videos: Path) -> None:
+    before = (trained / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"--resume .* --overwrite"):
+        onereel.train(TINY, data=str(videos / "train.csv"), out=trained)
+    # Nor by a run that was to replace it and cannot start.
+    with pytest.raises(DataError):
+        onereel.train(TINY, data=str(videos / "absent.csv"), out=trained, overwrite=True)
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_lists_that_cannot_work(videos: Path, tmp_path: Path) -> None:
+    (videos / "empty.csv").write_text("path,label\n")
+    (videos / "other.csv").write_text("path,label\nclip 0.mp4,jump\n")
+    data = str(videos / "train.csv")
+    with pytest.raises(DataError, match=r"empty\.csv"):
+        onereel.train(TINY, data=str(videos / "empty.csv"), out=tmp_path / "a")
+    with pytest.raises(DataError, match="jump"):
+        onereel.train(TINY, data=data, val=str(videos / "other.csv"), out=tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"--data.train"):
+        onereel.train(TINY, out=tmp_path / "c")
+    large = replace(TINY, train=replace(TINY.train, batch_size_per_device=64))
+    with pytest.raises((ConfigError, DataError), match="batch_size_per_device"):
+        onereel.train(large, data=data, out=tmp_path / "d")
+    assert not list(tmp_path.iterdir()), "nothing is written before everything is checked"
+
+
+def test_a_class_with_one_clip_trains_and_is_named(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (videos / "rare.csv").write_text(
+        "path,label\nclip 0.mp4,jump\nclip 1.mp4,wave\nclip 2.mp4,wave\nclip 3.mp4,wave\n"
+    )
+    onereel.train(TINY, data=str(videos / "rare.csv"), out=tmp_path / "run")
+    assert "one clip only of 'jump'" in caplog.text
+
+
+def test_a_broken_video_is_skipped_and_named(videos: Path, tmp_path: Path) -> None:
+    whole = (videos / "clip 0.mp4").read_bytes()
+    (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    rows = "".join(f"clip {i}.mp4,{'wave' if i % 2 else 'clap'}\n" for i in range(7))
+    (videos / "some.csv").write_text("path,label\ncut.mp4,wave\n" + rows)
+    config = replace(TINY, data=replace(TINY.data, max_bad_ratio=0.2))
+    onereel.train(config, data=str(videos / "some.csv"), out=tmp_path / "run")
+    quarantined = (tmp_path / "run" / "quarantine.csv").read_text().splitlines()[1:]
+    assert quarantined
+    assert all(line.startswith("cut.mp4,") for line in quarantined)
+    assert "cut.mp4" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_checkpoint_cut_in_half_is_passed_over(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    onereel.train(TINY, data=str(videos / "train.csv"), out=run)
+    whole = losses(run)
+    newest = list_checkpoints(run)[-1]
+    newest.write_bytes(newest.read_bytes()[:5000])
+    api.resume(run)
+    assert "using the one before it" in caplog.text
+    assert losses(run) == whole
+
+
+# ------------------------------------------------------------------------------------ killed, interrupted, resumed
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "onereel.cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and len(losses(run)) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(
+        f"the run never reached step {step}: {process.stderr and process.stderr.read()}"
+    )
+
+
+@pytest.fixture
+def long_recipe(tmp_path: Path, videos: Path) -> Path:
+    path = tmp_path / "long.py"
+    path.write_text(
+        "from dataclasses import replace\n"
+        "from onereel.config import *\n"
+        f"def recipe():\n    return replace({TINY!r}, train=TrainConfig(epochs=8, batch_size_per_device=2, "
+        f"log_every=1, save_every=2), data=DataConfig(num_frames=4, size=32, num_workers=1, "
+        f"train={str(videos / 'train.csv')!r}))\n"
+    )
+    return path
+
+
+def test_kill_and_ctrl_c_and_resume_give_the_same_losses(long_recipe: Path, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(["train", str(long_recipe), "--out", str(whole)]) == 0
+    process = start(["train", str(long_recipe), "--out", str(broken)])
+    wait_for_step(broken, 5, process)
+    process.kill()
+    process.communicate()
+    process = start(["train", "--resume", str(broken)])
+    wait_for_step(broken, 11, process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"Resume: onereel train --resume {broken}" in error
+    assert "Traceback" not in error
+    assert main(["train", "--resume", str(broken)]) == 0
+    assert losses(broken) == losses(whole)
+    assert len(losses(whole)) == 24

@@ -1,0 +1,119 @@
+"""A technique that is switched off, or whose setting makes it do nothing, gives the bits of the code without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from onereel import build
+from onereel.config import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TokensConfig,
+    TrainConfig,
+)
+from onereel.training import create_optimizer
+from onereel.training.ema import Ema
+from onereel.types import Batch, SampleKey
+
+PLAIN = RunConfig(
+    data=DataConfig(num_frames=4, size=32),
+    augment=AugmentConfig(hflip_prob=0.5, color_jitter=0.2),
+    model=ModelConfig(name="vit_micro_patch16_32"),
+    optim=OptimConfig(lr=1e-2, lr_batch_size=0),
+    train=TrainConfig(batch_size_per_device=3),
+)
+
+
+def losses(config: RunConfig, steps: int = 3) -> list[float]:
+    """Losses of a few optimiser steps on clips drawn once."""
+    generator = torch.Generator().manual_seed(1)
+    clips = torch.randint(0, 256, (3, 4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    keys = [SampleKey(0, i) for i in range(3)]
+    objective = build.build_objective(config, build.build_model(config, 4))
+    optimizer = create_optimizer(objective, config.optim)
+    augment = build.build_augment(config, 4, training=True)
+    ema = Ema(objective, config.optim.ema_decay) if config.optim.ema_decay else None
+    found = []
+    for _ in range(steps):
+        batch = Batch(clips.clone(), keys, labels=torch.tensor([0, 1, 3]), num_clips=3)
+        loss = objective(augment(batch, torch.device("cpu")))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if ema:
+            ema.update()
+        found.append(loss.item())
+    return found
+
+
+def changed(section: str, **values: Any) -> RunConfig:
+    return replace(PLAIN, **{section: replace(getattr(PLAIN, section), **values)})
+
+
+@pytest.fixture(scope="module")
+def plain_losses() -> list[float]:
+    return losses(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        changed("tokens", kind="random", keep_ratio=1.0),
+        changed("tokens", kind="tube", keep_ratio=1.0),
+        changed("tokens", threshold=0.7, keep_ratio=0.2),
+        changed("optim", ema_decay=0.9),
+        changed("optim", layer_decay=1.0, momentum=0.3),
+        changed("augment", mix_prob=0.0, mixup_alpha=0.0, randaugment_magnitude=9.0),
+        changed("model", attention="sdpa"),
+        changed("model", checkpointing=True),
+        changed("eval", num_clips=5),
+    ],
+    ids=lambda config: str(
+        [
+            k
+            for k in ("tokens", "optim", "augment", "model", "eval")
+            if getattr(config, k) != getattr(PLAIN, k)
+        ]
+    ),
+)
+def test_off_is_bit_identical(config: RunConfig, plain_losses: list[float]) -> None:
+    assert losses(config) == plain_losses
+
+
+def test_run_length_that_keeps_everything_is_identical() -> None:
+    """At a threshold below every difference all tubelets are kept, packed one by one, and nothing else changes."""
+    config = replace(PLAIN, tokens=TokensConfig(kind="run-length", threshold=0.0))
+    assert losses(config) == losses(PLAIN)
+
+
+def test_length_embedding_starts_as_nothing() -> None:
+    """Zero at the start: the first loss is the same, and the second is not."""
+    tokens = TokensConfig(kind="run-length", threshold=3.0)
+    without, with_it = (
+        losses(replace(PLAIN, tokens=replace(tokens, length_embedding=on))) for on in (False, True)
+    )
+    assert without[0] == with_it[0]
+    assert without[1:] != with_it[1:]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        changed("tokens", kind="random", keep_ratio=0.5),
+        changed("tokens", kind="run-length", threshold=3.0),
+        changed("augment", mixup_alpha=0.8),
+        changed("model", drop_path_rate=0.5),
+        changed("objective", label_smoothing=0.1),
+    ],
+    ids=["random", "run-length", "mixup", "drop-path", "smoothing"],
+)
+def test_on_is_not_off(config: RunConfig, plain_losses: list[float]) -> None:
+    """The comparison can fail: each of these does something."""
+    assert losses(config) != plain_losses
