@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from onereel.types import CropBox
 from onereel.video import swscale as module
+from onereel.video.decode import finish
 from onereel.video.swscale import Box, GraphScaler, SwscaleContext, swscale
 
 
@@ -43,6 +45,19 @@ def test_direct_equals_graph(size: tuple[int, int], space: int, color_range: int
     assert difference.abs().max() <= 2
     assert (memory[:guard] == 77).all(), "wrote before the clip"
     assert (memory[guard + length :] == 77).all(), "wrote behind the clip"
+
+
+@pytest.mark.skipif(swscale() is None, reason="this PyAV does not bundle swscale")
+@pytest.mark.parametrize("width", range(100, 134, 2))
+def test_every_column_of_a_picture_that_grows(width: int) -> None:
+    """FFmpeg's converter to planar RGB leaves out columns of some widths."""
+    frame, box, size = noise_frame(80, 140), Box(6, 4, width, 60), (112, 160)
+    full = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    expected = finish(full, 0, CropBox(4, 6, 60, width), size).int()
+    direct = torch.empty(3, *size, dtype=torch.uint8)
+    SwscaleContext(swscale(), box, size, 2, False).scale(frame, box, direct.data_ptr())
+    assert (direct.int() - expected).abs().max() <= 2
+    assert (GraphScaler(frame, box, size).scale(frame).int() - expected).abs().max() <= 2
 
 
 @pytest.mark.usefixtures("_fresh_probe")
