@@ -5,6 +5,7 @@ Options are the parameters of the plain functions below; tyro turns their types 
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,9 @@ Any field of the configuration can be given by name, for example
 Several devices of one machine: torchrun --nproc-per-node 8 -m onereel.cli train RECIPE ..."""
 
 
+Run = Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
+
+
 def _parse(verb: str, function: Callable[..., Any], argv: Sequence[str], **options: Any) -> Any:
     return tyro.cli(function, prog=f"onereel {verb}", args=list(argv), **options)
 
@@ -47,7 +51,7 @@ def _parse(verb: str, function: Callable[..., Any], argv: Sequence[str], **optio
 
 
 def prepare(
-    source: Positional[str] = "",
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="SOURCE")] = "",
     out: str = "",
     check: str = "",
     root: str = "",
@@ -55,7 +59,7 @@ def prepare(
     short_side: int = 288,
     fps: float | None = None,
     profile: Literal["fast", "balanced", "small", "intra"] = "fast",
-    crf: int | None = None,
+    crf: float | None = None,
     stream: int | None = None,
     num_workers: int = 0,
     store: str = "",
@@ -75,7 +79,7 @@ def prepare(
         chunk_seconds: length of a chunk.
         short_side: shorter side of the stored picture in pixels; smaller videos are not enlarged.
         fps: constant frame rate of the store; default: each source's own.
-        profile: fast: cheapest to read. balanced, small: fewer bytes. intra: every frame a key frame.
+        profile: how chunks are encoded, see above.
         crf: x264 quality, lower is better; default: 23.
         stream: video stream of files that have several; default: the best.
         num_workers: processes; 0: one per core.
@@ -108,7 +112,19 @@ def prepare(
 
 
 def prepare_command(argv: Sequence[str]) -> int:
-    return _parse("prepare", prepare, argv)
+    if not {"-h", "--help"} & set(argv):
+        return _parse("prepare", prepare, argv)
+    # Only the help needs the profiles, and their module needs PyTorch.
+    from onereel.video.encode import PROFILES
+
+    lines = [f"  {name:9} {profile.description}" for name, profile in PROFILES.items()]
+    summary = (prepare.__doc__ or "").split("Args:")[0]
+    profiles = "\n".join(
+        ["Profiles (one core, 4 frames of a second / 16 frames 4 apart; 288 px):", *lines]
+    )
+    return _parse(
+        "prepare", prepare, argv, description=f"{inspect.cleandoc(summary)}\n\n{profiles}"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -193,7 +209,7 @@ Example: onereel eval runs/actions --tokens.kind random --tokens.keep-ratio 0.2 
 class EvalOptions:
     """Test a run."""
 
-    run: Positional[str]
+    run: Run
     """Run folder."""
     name: str = "val"
     """The result is written to RUN/eval/NAME.json and named so in the report."""
@@ -228,8 +244,8 @@ def eval_command(argv: Sequence[str]) -> int:
 
 
 def predict(
-    run: Positional[str],
-    videos: Positional[tuple[str, ...]],
+    run: Run,
+    videos: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="VIDEO...")],
     /,
     out: str = "",
     top_k: int = 5,
@@ -273,7 +289,7 @@ def predict_command(argv: Sequence[str]) -> int:
     return _parse("predict", predict, argv)
 
 
-def report(run: Positional[str], /) -> None:
+def report(run: Run, /) -> None:
     """Write RUN/report.html again from the run's own files.
 
     Example: onereel report runs/actions
