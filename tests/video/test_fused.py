@@ -99,9 +99,8 @@ def test_scaled_clips_match_the_reference(
 
 def test_real_clips_match_the_reference_within_40_db(real_data: Path) -> None:
     generator = np.random.default_rng(1)
-    paths = (
-        sorted((real_data / "long").iterdir())
-        + sorted((real_data / "captions24").glob("*.mp4"))[:6]
+    paths = sorted((real_data / "long").iterdir()) + sorted(
+        (real_data / "captions24").glob("*.mp4")
     )
     for path in paths:
         index = build_packet_index(str(path))
