@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +16,19 @@ from onereel.errors import DataError, DecodeError
 from onereel.types import ClipSpec, VideoInfo
 from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
-from onereel.video.index import PacketIndex
 from onereel.video.manifest import Rows
 from onereel.video.marker import read_marker
 
-_KEPT_INDICES = 256
+_KEPT_FILES = 256
+_KEPT_ENTRIES = 4096
+
+
+class _Entry(NamedTuple):
+    """A video in the store: the row of its first chunk, frames per chunk, and what is known of it."""
+
+    first_row: int
+    chunk_frames: int
+    info: VideoInfo
 
 
 class ChunkStore:
@@ -40,7 +48,8 @@ class ChunkStore:
     def __init__(self, path: str, timeout_seconds: float = 30.0) -> None:
         self.path = os.path.abspath(path)
         self.decoder = FusedDecoder(timeout_seconds)
-        self._indices: OrderedDict[int, PacketIndex] = OrderedDict()
+        self._files: OrderedDict[int, VideoFile] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._root: str = read_marker(Path(self.path))["settings"]["root"]
         if not os.path.exists(os.path.join(self.path, "packets.arrow")):
             raise DataError(
@@ -49,7 +58,7 @@ class ChunkStore:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {k: v for k, v in self.__dict__.items() if k not in ("_rows", "_aliases")}
-        return {**kept, "_indices": OrderedDict()}
+        return {**kept, "_files": OrderedDict(), "_entries": OrderedDict()}
 
     def __contains__(self, video: str) -> bool:
         return self._find(video) is not None
@@ -60,77 +69,91 @@ class ChunkStore:
 
     def info(self, video: str) -> VideoInfo:
         """See `VideoLibrary.info`."""
-        rows, row = self._rows, self._first_row(video)
-        return VideoInfo(
-            num_frames=rows.value("video_frames", row),
-            fps=rows.value("fps_numerator", row) / rows.value("fps_denominator", row),
-            height=rows.value("height", row),
-            width=rows.value("width", row),
-        )
+        return self._entry(video).info
 
     def read(self, spec: ClipSpec) -> Tensor:
         """See `VideoLibrary.read`: one read per chunk that the clip touches, all with the same crop."""
-        first_row = self._first_row(spec.video)
-        num_frames = self._rows.value("video_frames", first_row)
-        chunk_frames = self._rows.value("num_frames", first_row)
+        entry = self._entry(spec.video)
+        num_frames = entry.info.num_frames
         frames = np.asarray(spec.frame_indices, np.int64)
         outside = frames[(frames < 0) | (frames >= num_frames)]
         if len(outside) or not len(frames):
             reason = f"out of range: it has frames 0 to {num_frames - 1}"
             raise DecodeError(spec.video, reason, int(outside[0]) if len(outside) else None)
-        chunks, local = np.divmod(frames, chunk_frames)
+        chunks, local = np.divmod(frames, entry.chunk_frames)
+        if chunks[0] == chunks[-1] and (chunks == chunks[0]).all():
+            return self._read_chunk(entry.first_row + int(chunks[0]), local, spec)
         clip = torch.empty((len(frames), 3, *spec.size), dtype=torch.uint8)
         for chunk in np.unique(chunks).tolist():
             wanted = np.flatnonzero(chunks == chunk)
-            source = self._file(first_row + chunk)
-            part = self.decoder.read(source, local[wanted].tolist(), spec.crop, spec.size)
-            if len(wanted) == len(frames):
-                return part
+            part = self._read_chunk(entry.first_row + chunk, local[wanted], spec)
             clip[torch.from_numpy(wanted)] = part
         return clip
 
-    def _file(self, row: int) -> VideoFile:
-        """The chunk of a row with its packet index; raises DecodeError where the file is not the one indexed."""
+    def _read_chunk(self, row: int, frames: np.ndarray, spec: ClipSpec) -> Tensor:
+        source = self._file(row)
+        try:
+            return self.decoder.read(source, frames.tolist(), spec.crop, spec.size)
+        except DecodeError as error:
+            raise self._with_remedy(row, error) from error
+
+    def _with_remedy(self, row: int, error: DecodeError) -> DecodeError:
+        """The error, or what to do about it where the chunk's file is not the one that was indexed."""
         path = os.path.join(self.path, self._rows.value("path", row))
         expected = self._rows.value("bytes", row)
         remedy = "run the same `onereel prepare` command again to restore it"
         try:
             size = os.stat(path).st_size
-        except OSError as error:
-            raise DecodeError(
-                path, f"chunk cannot be opened ({error.strerror}); {remedy}"
-            ) from error
+        except OSError as problem:
+            return DecodeError(path, f"chunk cannot be opened ({problem.strerror}); {remedy}")
         if size != expected:
-            raise DecodeError(
-                path, f"chunk changed behind its index ({size} bytes, not {expected}); {remedy}"
-            )
-        return VideoFile(path, self._index(row))
+            reason = f"chunk changed behind its index ({size} bytes, not {expected}); {remedy}"
+            return DecodeError(path, reason)
+        return error
 
-    def _index(self, row: int) -> PacketIndex:
-        """The packet index of a chunk: one of those used last, or out of the file."""
-        index = self._indices.pop(row, None) or self._rows.packet_index(row)
-        self._indices[row] = index
-        if len(self._indices) > _KEPT_INDICES:
-            self._indices.popitem(last=False)
-        return index
+    def _file(self, row: int) -> VideoFile:
+        """The chunk of a row with its packet index: one of those used last, or out of the index file."""
+        file = self._files.pop(row, None)
+        if file is None:
+            path = os.path.join(self.path, self._rows.value("path", row))
+            file = VideoFile(path, self._rows.packet_index(row))
+        self._files[row] = file
+        if len(self._files) > _KEPT_FILES:
+            self._files.popitem(last=False)
+        return file
 
     @cached_property
     def _rows(self) -> Rows:
         return Rows(Path(self.path) / "packets.arrow")
 
-    def _first_row(self, video: str) -> int:
-        row = self._find(video)
+    def _entry(self, video: str) -> _Entry:
+        """What the rows say of a video: one of those used last, or looked up. Raises DecodeError."""
+        entry = self._entries.pop(video, None) or self._look_up(video)
+        self._entries[video] = entry
+        if len(self._entries) > _KEPT_ENTRIES:
+            self._entries.popitem(last=False)
+        return entry
+
+    def _look_up(self, video: str) -> _Entry:
+        row, rows = self._find(video), self._rows
         if row is None:
             raise DecodeError(
                 video, f"not in the store {self.path}; prepare it with `onereel prepare`"
             )
-        return row
+        info = VideoInfo(
+            num_frames=rows.value("video_frames", row),
+            fps=rows.value("fps_numerator", row) / rows.value("fps_denominator", row),
+            height=rows.value("height", row),
+            width=rows.value("width", row),
+        )
+        return _Entry(row, rows.value("num_frames", row), info)
 
     def _find(self, video: str) -> int | None:
         """The row of the first chunk of `video`, by its name or another spelling of it; None where there is none."""
+        if (row := self._rows.find(video)) is not None:
+            return row
         full = os.path.normpath(os.path.join(self._root, video))
-        spellings = (video, os.path.relpath(full, self._root), full)
-        for name in dict.fromkeys(spellings):
+        for name in (os.path.relpath(full, self._root), full):
             if (row := self._rows.find(name)) is not None:
                 return row
         alias = self._aliases.get(os.path.realpath(full))
