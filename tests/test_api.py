@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import onereel
-from onereel import api
+from onereel import api, build
 from onereel.cli import main
 from onereel.config import (
     AugmentConfig,
@@ -216,6 +216,127 @@ def test_a_checkpoint_cut_in_half_is_passed_over(
     api.resume(run)
     assert "using the one before it" in caplog.text
     assert losses(run) == whole
+    assert newest.with_suffix(".damaged").exists(), "kept, but out of the way of newer checkpoints"
+
+
+def test_a_run_is_resumed_from_any_folder(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(videos)
+    onereel.train(TINY, data="train.csv", out=tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert api.resume("run").step == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "cannot be read"),
+        ("config.json", "[]", "allowed: named values"),
+        ("config.json", '{"data": {"num_frames": "16"}}', "data.num_frames is '16'; allowed: int"),
+        ("config.json", '{"data": 3}', "config data is 3"),
+        ("config.json", "\udce4", "cannot be read"),
+    ],
+)
+def test_a_spoilt_run_folder_is_named(
+    name: str, content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
+    (tmp_path / "versions.json").write_text("{}")
+    for arguments in (["eval", str(tmp_path)], ["train", "--resume", str(tmp_path)]):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_weights_from_elsewhere_are_refused_by_name(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": {}}, tmp_path / "foreign.pth")
+    arguments = [
+        "train",
+        "actions",
+        "--data.train",
+        str(videos / "train.csv"),
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    assert (
+        main(
+            [
+                *arguments,
+                "--model.pretrained",
+                str(tmp_path / "foreign.pth"),
+                "--train.batch-size-per-device",
+                "2",
+            ]
+        )
+        == 2
+    )
+    assert "not a checkpoint of onereel: it lacks class_names, config" in capsys.readouterr().err
+    (tmp_path / "mine.txt").write_text("do not delete")
+    assert (
+        main([*arguments[:-1], str(tmp_path), "--overwrite", "--train.batch-size-per-device", "2"])
+        == 2
+    )
+    assert "is not empty and holds no run" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_recipe_with_a_mistake_names_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.py"
+    for text, message in (
+        ("def recipe(:\n", "line 1: SyntaxError"),
+        (
+            "from onereel.config import *\ndef recipe():\n    return DataConfig(crop_scale=0.5)\n",
+            "line 3: TypeError",
+        ),
+    ):
+        path.write_text(text)
+        assert main(["train", str(path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_predictions_are_refused_before_they_are_made(
+    trained: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["predict", str(trained), str(videos / "clip 1.mp4")]
+    assert main([*arguments, "--out", str(tmp_path / "labels.txt")]) == 2
+    assert ".json or .csv" in capsys.readouterr().err
+    assert main([*arguments, "--num-clips", "0"]) == 2
+    assert "eval.num_clips is 0" in capsys.readouterr().err
+
+
+def test_check_names_labels_that_training_lacks(
+    videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (videos / "typo.csv").write_text("path,label\nclip 0.mp4,wvae\nclip 1.mp4,wave\n")
+    check = ["prepare", "--check", str(videos / "typo.csv"), "--labels", str(videos / "train.csv")]
+    assert main(check) == 1
+    assert "wvae" in capsys.readouterr().out
+    assert (
+        main(["prepare", "--check", str(videos / "val.csv"), "--labels", str(videos / "train.csv")])
+        == 0
+    )
+
+
+def test_averaged_weights_follow_the_weights(videos: Path, tmp_path: Path) -> None:
+    """After one step the average is decay * first + (1 - decay) * last, and it is what is loaded."""
+    config = replace(
+        TINY,
+        optim=replace(TINY.optim, ema_decay=0.75),
+        train=replace(TINY.train, epochs=1, batch_size_per_device=6),
+    )
+    onereel.train(config, data=str(videos / "train.csv"), out=tmp_path / "run")
+    first = build.build_model(config, 2).state_dict()
+    (path,) = list_checkpoints(tmp_path / "run")
+    last = torch.load(path, weights_only=True)["model"]
+    loaded = onereel.load(tmp_path / "run").model.state_dict()
+    for name, value in loaded.items():
+        expected = 0.75 * first[name] + 0.25 * last[f"model.{name}"]
+        torch.testing.assert_close(value, expected)
+    assert not torch.equal(loaded["head.fc.weight"], first["head.fc.weight"])
 
 
 # ------------------------------------------------------------------------------------ killed, interrupted, resumed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from onereel.config import RunConfig, from_dict
 from onereel.data.annotations import AnnotationReport
 from onereel.data.annotations import check_annotations as _check_annotations
 from onereel.data.dataset import ClipDataset, Sample
-from onereel.errors import ConfigError, DataError, DecodeError
+from onereel.errors import ConfigError, DataError, DecodeError, OnereelError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
+from onereel.evaluation.inference import evaluating, view_probabilities
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
+from onereel.loading import load, load_encoder
 from onereel.models.video_model import VideoModel
-from onereel.objectives.base import clip_generators
 from onereel.recipes import load_recipe
 from onereel.report.examples import write_examples
 from onereel.report.run_report import write_report
@@ -33,8 +35,6 @@ from onereel.training import (
     distributed,
     fit,
     is_main,
-    latest_valid,
-    load_checkpoint,
     pick_device,
     plan_steps,
     read_config,
@@ -53,15 +53,6 @@ RESULT = "val"
 NUM_EXAMPLES = 6
 EXAMPLES_SEARCHED = 64
 """Clips shown in the report, of different classes, and how many to look through for them."""
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model with what is needed to use it: its configuration and the names of its classes."""
-
-    model: VideoModel
-    config: RunConfig
-    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,16 +85,22 @@ def prepare(source: str | Path, out: str | Path, **options: Any) -> PrepareRepor
 
 
 def check_annotations(
-    path: str, *, root: str = "", store: str = "", config: RunConfig | None = None
+    path: str, *, root: str = "", store: str = "", labels: str = "", recipe: str = ""
 ) -> AnnotationReport:
-    """Examine a list: missing files, unknown labels, clips shorter than the span, class counts."""
-    config = config or RunConfig()
+    """Examine a list: missing files, unknown labels, clips shorter than the span, class counts.
+
+    Args:
+        labels: training list whose labels are the known ones; empty: all are.
+        recipe: whose clips are asked for; empty: 16 frames over the whole video.
+    """
+    config = load_recipe(recipe) if recipe else RunConfig()
     config = replace(config, data=replace(config.data, root=root, store=store))
     annotations = build.build_annotations(config, path)
     data = config.data
     rate = data.sampling_rate if data.sampling == "dense" else 1
     library = build.build_library(config, annotations)
-    return _check_annotations(annotations, library, data.num_frames, rate)
+    known = build.build_annotations(config, labels).label_names() if labels else None
+    return _check_annotations(annotations, library, data.num_frames, rate, known)
 
 
 def train(
@@ -129,13 +126,20 @@ def train(
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     lists = replace(
         config.data,
-        train=data or config.data.train,
-        val=val or config.data.val,
-        store=store or config.data.store,
+        train=_absolute(data or config.data.train),
+        val=_absolute(val or config.data.val),
+        store=_absolute(store or config.data.store),
+        root=_absolute(config.data.root),
     )
-    config = replace(config, data=lists)
+    weights = replace(config.model, pretrained=_absolute(config.model.pretrained))
+    config = replace(config, data=lists, model=weights)
     run = Path(out or Path("runs") / (Path(config.recipe).stem or "run"))
     return _train(config, run, overwrite=overwrite, resume=False)
+
+
+def _absolute(path: str) -> str:
+    """So that the run can be resumed from any folder."""
+    return os.path.abspath(path) if path else ""
 
 
 def resume(run: str | Path) -> TrainResult:
@@ -164,7 +168,7 @@ def _train_in(
     evaluate = _Evaluation(config, run, class_names, world) if config.data.val else None
     model = build.build_model(config, len(class_names))
     if config.model.pretrained and not resume:
-        _load_encoder(model, config.model.pretrained)
+        load_encoder(model, config.model.pretrained)
     objective = build.build_objective(config, model).to(world.device)
     if config.train.compile:
         model.encoder.compile(dynamic=True)
@@ -184,7 +188,7 @@ def _train_in(
         resume=resume_state(run) if resume else None,
     )
     shown = evaluate.dataset if evaluate else dataset
-    run_on_main(lambda: _write_pictures_and_report(run, config, model, shown))
+    run_on_main(lambda: _try_report(run, config, model, shown))
     return TrainResult(run, result.step, result.metrics)
 
 
@@ -236,7 +240,14 @@ class _Evaluation:
         return {name: getattr(result, name) for name in names}
 
 
-@torch.no_grad()
+def _try_report(run: Path, config: RunConfig, model: VideoModel, dataset: ClipDataset) -> None:
+    """The training is done and saved: a report that cannot be written is no reason to fail."""
+    try:
+        _write_pictures_and_report(run, config, model, dataset)
+    except (OSError, OnereelError) as error:
+        logger.warning("the report could not be written (%s); try `onereel report %s`", error, run)
+
+
 def _write_pictures_and_report(
     run: Path, config: RunConfig, model: VideoModel, dataset: ClipDataset
 ) -> None:
@@ -257,8 +268,10 @@ def _write_pictures_and_report(
     batch = Batch(torch.stack([s.clip for s in samples]), [s.key for s in samples])
     normalise = build.build_augment(config, 0, training=False)
     device = next(model.parameters()).device
-    generators = clip_generators(config.seed, batch.keys)
-    features = model.eval()(normalise(batch, device).clips, generators=generators).features
+    with evaluating(model):
+        batch = normalise(batch, device)
+        _, output = view_probabilities(model, batch, precision=config.train.precision, seed=0)
+    features = output.features
     write_examples(
         run,
         [sample.clip for sample in samples],
@@ -271,63 +284,9 @@ def _write_pictures_and_report(
     write_report(run)
 
 
-def _state(path: str | Path) -> dict[str, Any]:
-    """The checkpoint in a file, or the newest whole one of a run folder."""
-    path = Path(path)
-    return latest_valid(path)[1] if path.is_dir() else load_checkpoint(path)
-
-
-def _weights(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint, averaged where the run averaged them."""
-    tensors = {**state["model"], **(state["ema"] or {})}
-    return {name.removeprefix("model."): value for name, value in tensors.items()}
-
-
-def _load_encoder(model: VideoModel, path: str) -> None:
-    """Start the encoder from another run's; every tensor must fit, and the head stays fresh."""
-    found = {
-        name.removeprefix("encoder."): value
-        for name, value in _weights(_state(path)).items()
-        if name.startswith("encoder.")
-    }
-    wanted = model.encoder.state_dict()
-    wrong = {
-        name
-        for name in wanted.keys() | found.keys()
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
-    }
-    if wrong:
-        raise ConfigError(
-            f"model.pretrained {path}: {len(wrong)} of {len(wanted)} encoder tensors do not fit this model "
-            f"({', '.join(sorted(wrong)[:4])}…); use the model, frames and size that the weights were trained with"
-        )
-    model.encoder.load_state_dict(found)
-    logger.info("encoder: %d tensors from %s", len(found), path)
-
-
 def run_config(run: str | Path) -> RunConfig:
     """The configuration that a run was started with."""
     return read_config(run)
-
-
-def load(path: str | Path, config: RunConfig | None = None) -> TrainedModel:
-    """A trained model in evaluation mode, from a run folder or a checkpoint file.
-
-    Args:
-        config: use the weights under this configuration (other tokens, say) in place of the run's own.
-
-    Raises:
-        OnereelError: there is no whole checkpoint, or it does not fit `config`.
-    """
-    state = _state(path)
-    config = config or from_dict(RunConfig, state["config"])
-    class_names = tuple(state["class_names"])
-    model = build.build_model(config, len(class_names))
-    try:
-        model.load_state_dict(_weights(state))
-    except RuntimeError as error:
-        raise ConfigError(f"the weights in {path} do not fit the configuration: {error}") from error
-    return TrainedModel(model.eval(), config, class_names)
 
 
 def evaluate(
@@ -368,6 +327,11 @@ def predict(
     """Label raw video files, one answer each; a file that cannot be read is answered with its reason."""
     trained = load(run)
     data, views = trained.config.data, trained.config.eval
+    views = replace(
+        views,
+        num_clips=views.num_clips if num_clips is None else num_clips,
+        num_crops=views.num_crops if num_crops is None else num_crops,
+    )
     chosen = pick_device(device)
     return _predict(
         trained.model.to(chosen),
@@ -378,8 +342,8 @@ def predict(
         size=data.size,
         sampling=data.sampling,
         sampling_rate=data.sampling_rate,
-        num_clips=num_clips or views.num_clips,
-        num_crops=num_crops or views.num_crops,
+        num_clips=views.num_clips,
+        num_crops=views.num_crops,
         top_k=top_k,
         device=chosen,
         precision=trained.config.train.precision,

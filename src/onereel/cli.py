@@ -79,11 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return fail(str(error))
         print(f"onereel: {error}", file=sys.stderr)
         return code
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("onereel: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        return 0
 
 
 if __name__ == "__main__":

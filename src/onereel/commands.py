@@ -63,6 +63,8 @@ def prepare(
     stream: int | None = None,
     num_workers: int = 0,
     store: str = "",
+    labels: str = "",
+    recipe: str = "",
 ) -> int:
     """Cut long videos into a chunk store; or, with --check, examine an annotation list.
 
@@ -84,13 +86,21 @@ def prepare(
         stream: video stream of files that have several; default: the best.
         num_workers: processes; 0: one per core.
         store: with --check: the store that the clips will be read from.
+        labels: with --check: training list whose labels are the known ones.
+        recipe: with --check: recipe whose clips the videos must be long enough for.
     """
     from onereel import api
 
     if check:
-        findings = api.check_annotations(check, root=root, store=store)
+        findings = api.check_annotations(
+            check, root=root, store=store, labels=labels, recipe=recipe
+        )
         print(findings)
         return 0 if findings.ok else 1
+    if store or labels or recipe:
+        raise ConfigError(
+            "--store, --labels and --recipe go with --check LIST; a new store is --out"
+        )
     if not source or not out:
         raise ConfigError(
             "prepare needs a source and --out: onereel prepare VIDEOS --out STORE (or --check LIST)"
@@ -131,10 +141,16 @@ def prepare_command(argv: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """Train a recipe."""
+class PlanOptions:
+    """Forecast a recipe."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class TrainOptions(PlanOptions):
+    """Train a recipe."""
+
     out: str = ""
     """Run folder; default: runs/RECIPE."""
     overwrite: bool = False
@@ -267,8 +283,10 @@ def predict(
         device: auto, cpu or cuda.
     """
     from onereel import api
-    from onereel.evaluation.predict import exit_code, write_predictions
+    from onereel.evaluation.predict import check_predictions_path, exit_code, write_predictions
 
+    if out:
+        check_predictions_path(out)
     predictions = api.predict(
         run, list(videos), top_k=top_k, num_clips=num_clips, num_crops=num_crops, device=device
     )
@@ -337,7 +355,7 @@ def plan_command(argv: Sequence[str]) -> int:
         )
         return 0 if argv[:1] in ([], ["-h"], ["--help"]) else 2
     options = _parse(
-        f"plan {argv[0]}", TrainOptions, argv[1:], default=TrainOptions(config=load_recipe(argv[0]))
+        f"plan {argv[0]}", PlanOptions, argv[1:], default=PlanOptions(config=load_recipe(argv[0]))
     )
     from onereel.doctor import plan_run
 

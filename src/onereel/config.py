@@ -64,7 +64,12 @@ class DataConfig:
         _require(self.repeats >= 1, "data.repeats", self.repeats, "1 or more")
         low, high = self.crop_scale
         _require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "0 < low <= high <= 1")
+        low, high = self.crop_ratio
+        _require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "0 < low <= high")
         _require(0 <= self.max_bad_ratio <= 1, "data.max_bad_ratio", self.max_bad_ratio, "0 to 1")
+        _require(self.num_workers >= -1, "data.num_workers", self.num_workers, "-1 or more")
+        _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
+        _require(self.timeout_seconds > 0, "data.timeout_seconds", self.timeout_seconds, "above 0")
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,9 @@ class AugmentConfig:
             _require(
                 0 <= getattr(self, name) <= 1, f"augment.{name}", getattr(self, name), "0 to 1"
             )
+        for name in ("randaugment_num_ops", "mixup_alpha", "cutmix_alpha"):
+            _require(getattr(self, name) >= 0, f"augment.{name}", getattr(self, name), "0 or more")
+        _require(min(self.std) > 0, "augment.std", self.std, "above 0")
 
 
 @dataclass(frozen=True)
@@ -143,15 +151,15 @@ class ModelConfig:
     attention: Literal["auto", "sdpa", "varlen", "reference"] = "auto"
     """Attention back-end; auto: the fastest that is exact here."""
     pretrained: str = ""
-    """A run folder, checkpoint or saved model whose encoder weights to start from."""
+    """A run folder or checkpoint of onereel whose encoder weights to start from."""
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What is learned."""
 
-    kind: Literal["classification"] = "classification"
     label_smoothing: float = 0.0
+    """Share of the target that goes to all classes alike."""
 
     def __post_init__(self) -> None:
         _require(
@@ -189,6 +197,12 @@ class OptimConfig:
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which is then what is evaluated; 0: off."""
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_batch_size", "warmup_epochs", "weight_decay", "clip_grad_norm"):
+            _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
+        _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0, to 1")
+        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "0 or more, below 1")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -206,7 +220,7 @@ class TrainConfig:
     compile: bool = False
     """torch.compile the encoder."""
     num_threads: int = 0
-    """CPU threads of the training process; 0: PyTorch's default."""
+    """CPU threads of the training process; 0: the cores that the workers leave over."""
     log_every: int = 10
     """Optimiser steps between two log lines."""
     save_every: int = 500
@@ -217,8 +231,13 @@ class TrainConfig:
     """Epochs between two evaluations on data.val; 0: only at the end."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size_per_device", "accum_steps", "log_every", "save_every"):
+        for name in (
+            *("epochs", "batch_size_per_device", "accum_steps"),
+            *("log_every", "save_every", "keep_checkpoints"),
+        ):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
+        for name in ("num_threads", "eval_every"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)
@@ -230,8 +249,11 @@ class EvalConfig:
     num_crops: int = 1
     """1: centre; 3: left or top, centre, right or bottom."""
     batch_size_per_device: int = 8
+    """Views per device and batch."""
 
     def __post_init__(self) -> None:
+        batch = self.batch_size_per_device
+        _require(batch >= 1, "eval.batch_size_per_device", batch, "1 or more")
         _require(self.num_clips >= 1, "eval.num_clips", self.num_clips, "1 or more")
         _require(self.num_crops in (1, 3), "eval.num_crops", self.num_crops, "1 or 3")
 
@@ -263,15 +285,38 @@ def from_dict(cls: type, values: dict[str, Any], path: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     arguments = {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"config {path.rstrip('.') or 'file'} is {values!r}; allowed: named values"
+        )
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"unknown config key {path + key!r}.{did_you_mean(key, known)}")
         if dataclasses.is_dataclass(hints[key]):
             value = from_dict(hints[key], value, f"{path}{key}.")
-        elif isinstance(value, list):
-            value = tuple(value)
+        else:
+            value = tuple(value) if isinstance(value, list) else value
+            if not _fits(value, hints[key]):
+                expected = getattr(hints[key], "__name__", str(hints[key]).replace("typing.", ""))
+                raise ConfigError(f"config {path}{key} is {value!r}; allowed: {expected}")
         arguments[key] = value
     return cls(**arguments)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type that a field declares; whole numbers are floats too."""
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(parts)
+            and all(_fits(v, h) for v, h in zip(value, parts))
+        )
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def to_json(config: RunConfig) -> str:

@@ -9,6 +9,7 @@ run-length tokens and with random tokens at the same budget, and writes the repo
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,12 @@ import tyro
 from onereel import api
 from onereel.config import TokensConfig
 from onereel.demo.videos import write_demo_videos
+from onereel.errors import ConfigError, OnereelError
 from onereel.evaluation.classification import ClassificationResult
 from onereel.recipes import load_recipe
 from onereel.report.run_report import write_report
+
+MARKER = "made-by-onereel-demo"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,11 @@ def run(demo: Demo) -> Path:
     """The whole job; the path of the report."""
     data = demo.out.with_name(demo.out.name + "-data")
     if data.exists():
+        if not (data / MARKER).exists():
+            raise ConfigError(f"{data} was not made by the demo; move it, or give another --out")
         shutil.rmtree(data)
+    data.mkdir(parents=True)
+    (data / MARKER).touch()
     with _step(f"drawing {demo.minutes:g} minutes of narrated video"):
         write_demo_videos(data / "source", minutes=demo.minutes)
     with _step("preparing the chunk store"):
@@ -86,7 +94,10 @@ def _step(what: str) -> Iterator[None]:
 
 
 def main() -> None:
-    report = run(tyro.cli(Demo))
+    try:
+        report = run(tyro.cli(Demo, prog="python -m onereel.demo"))
+    except OnereelError as error:
+        sys.exit(f"onereel: error: {error}")
     print(f"\nThe report: {report}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor
 from onereel.errors import DataError, OnereelError
 from onereel.evaluation.inference import BatchTransform, evaluating, view_probabilities
 from onereel.evaluation.scores import VideoScores, ViewSums
+from onereel.files import write_atomically
 from onereel.types import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -118,9 +118,7 @@ class ClassificationResult:
         """Write the JSON file whole or not at all; its folder is made."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".part")
-        aside.write_text(json.dumps(self.to_dict()) + "\n")
-        os.replace(aside, path)
+        write_atomically(path, json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> ClassificationResult:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from onereel.errors import ConfigError, DecodeError
 from onereel.evaluation.classification import top_predictions
 from onereel.evaluation.inference import BatchTransform, evaluating, view_probabilities
 from onereel.evaluation.scores import ViewSums
+from onereel.files import write_atomically
 from onereel.types import Batch, Prediction, Quarantined, SampleKey
 
 if TYPE_CHECKING:
@@ -139,6 +139,14 @@ def exit_code(answers: Iterable[Answer]) -> int:
     return int(any(isinstance(answer, Quarantined) for answer in answers))
 
 
+def check_predictions_path(path: str | Path) -> Path:
+    """`path`, or ConfigError where predictions cannot be written in its format: to be asked before they are made."""
+    path = Path(path)
+    if path.suffix.lower() not in (".json", ".csv"):
+        raise ConfigError(f"{path}: predictions are written as .json or .csv, not {path.suffix!r}")
+    return path
+
+
 def write_predictions(
     answers: Sequence[Answer], path: str | Path, true_labels: Sequence[str] | None = None
 ) -> None:
@@ -153,16 +161,10 @@ def write_predictions(
     rows = [_row(answer) for answer in answers]
     if true_labels is not None:
         rows = [{**row, "true_label": label} for row, label in zip(rows, true_labels, strict=True)]
-    if path.suffix.lower() == ".json":
-        text = json.dumps(rows, indent=2) + "\n"
-    elif path.suffix.lower() == ".csv":
-        text = _csv_text(rows)
-    else:
-        raise ConfigError(f"{path}: predictions are written as .json or .csv, not {path.suffix!r}")
+    is_json = check_predictions_path(path).suffix.lower() == ".json"
+    text = json.dumps(rows, indent=2) + "\n" if is_json else _csv_text(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text)
-    os.replace(aside, path)
+    write_atomically(path, text)
 
 
 def _row(answer: Answer) -> dict[str, Any]:

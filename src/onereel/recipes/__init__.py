@@ -6,6 +6,7 @@ A recipe of one's own is a path to a Python file with a function `recipe() -> Ru
 from __future__ import annotations
 
 import runpy
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -36,7 +37,12 @@ def recipe_function(name: str) -> Callable[[], RunConfig]:
 
 def load_recipe(name: str) -> RunConfig:
     """The configuration of recipe `name`, which remembers where it came from."""
-    config = recipe_function(name)()
+    try:
+        config = recipe_function(name)()
+    except (TypeError, ValueError, NameError, AttributeError) as error:
+        if not name.endswith(".py") or isinstance(error, ConfigError):
+            raise
+        raise _error_in(Path(name), error) from error
     if not isinstance(config, RunConfig):
         raise ConfigError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
     return replace(config, recipe=name)
@@ -47,10 +53,21 @@ def describe(name: str) -> str:
     return (recipe_function(name).__doc__ or "").strip().split("\n")[0]
 
 
+def _error_in(path: Path, error: Exception) -> ConfigError:
+    """What went wrong in somebody's recipe, and in which line of it."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = lines[-1] if lines else getattr(error, "lineno", None)
+    where = f"{path}, line {line}" if line else str(path)
+    return ConfigError(f"recipe {where}: {type(error).__name__}: {error}")
+
+
 def _function_in_file(path: Path) -> Callable[[], RunConfig]:
     if not path.is_file():
         raise ConfigError(f"recipe file {path} does not exist")
-    names = runpy.run_path(str(path))
+    try:
+        names = runpy.run_path(str(path))
+    except Exception as error:
+        raise _error_in(path, error) from error
     if "recipe" not in names:
         raise ConfigError(f"{path} has no function `recipe()` that returns a RunConfig")
     return names["recipe"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from onereel.files import write_atomically
 from onereel.report import text, view
 from onereel.report.run_files import RunFiles, read_run
 
@@ -24,9 +25,7 @@ def write_report(run: str | Path) -> Path:
     folder = Path(run)
     page = render_report(read_run(folder))
     target = folder / "report.html"
-    aside = folder / ".report.html.partial"
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(target)
+    write_atomically(target, page)
     return target
 
 

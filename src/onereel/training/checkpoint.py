@@ -30,6 +30,7 @@ from onereel.errors import OnereelError
 logger = logging.getLogger(__name__)
 
 FORMAT = "step_{:08d}.pt"
+REQUIRED = {"model", "ema", "step", "config", "class_names"}
 
 DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError)
 """What zipfile and torch raise, between them, for files with flipped or missing bytes."""
@@ -88,8 +89,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    if not isinstance(state, dict) or "model" not in state:
-        raise CheckpointError(f"{path} is not a onereel checkpoint")
+    missing = REQUIRED - state.keys() if isinstance(state, dict) else REQUIRED
+    if missing:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of onereel: it lacks {', '.join(sorted(missing))}"
+        )
     return state
 
 
@@ -120,7 +124,12 @@ def resume_state(run: str | Path) -> dict[str, Any] | None:
     if not list_checkpoints(run):
         logger.warning("%s has no checkpoint yet; starting from step 0", run)
         return None
-    return latest_valid(run)[1]
+    used, state = latest_valid(run)
+    for damaged in list_checkpoints(run):
+        # Out of the way: as the newest, they would outlive the good ones when old checkpoints are removed.
+        if damaged > used:
+            damaged.rename(damaged.with_suffix(".damaged"))
+    return state
 
 
 def _write(state: dict[str, Any], file: BinaryIO) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from onereel.errors import ConfigError, OnereelError
+from onereel.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def run_on_main(function: Callable[[], Any]) -> Any:
-    """Run `function` on the main process and give its result, or its OnereelError, to every process."""
+    """Run `function` on the main process and give its result, or its error, to every process."""
     outcome: list[Any] = [None, None]
     if is_main():
         try:
             outcome[0] = function()
-        except OnereelError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the others must not wait for ever
             outcome[1] = error
     if dist.is_initialized():
         dist.broadcast_object_list(outcome)

@@ -13,7 +13,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from onereel.training.run_folder import write_atomically
+from onereel.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -109,6 +109,8 @@ def _run_steps(
             if state.step == plan.total_steps:
                 return metrics
             unread.append(take_step(state, batches, stop))
+            if state.ema is not None:
+                state.ema.update()
             state.step += 1
             log.advance(state.step)
             is_last = state.step == plan.total_steps

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -15,9 +14,10 @@ from pathlib import Path
 
 from onereel.config import RunConfig, from_json, to_json
 from onereel.errors import ConfigError
+from onereel.files import write_atomically
 
 CONTENTS = ("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html")
-FOLDERS = ("tensorboard", "checkpoints", "eval")
+FOLDERS = ("tensorboard", "checkpoints", "eval", "examples")
 
 
 def create_run(
@@ -45,6 +45,8 @@ def create_run(
                 "or give another folder."
             )
         _remove_run(run)
+    elif run.is_dir() and any(run.iterdir()):
+        raise ConfigError(f"{run} is not empty and holds no run of onereel; give another folder.")
     try:
         run.mkdir(parents=True, exist_ok=True)
         write_atomically(run / "versions.json", json.dumps(versions(), indent=2) + "\n")
@@ -56,19 +58,24 @@ def create_run(
 
 def holds_run(run: str | Path) -> bool:
     """Whether the folder holds a run, finished or not."""
-    return (Path(run) / "config.json").exists() or any(Path(run).glob("checkpoints/*.pt"))
+    run = Path(run)
+    is_ours = (run / "config.json").exists() and (run / "versions.json").exists()
+    return is_ours or any(run.glob("checkpoints/step_*.pt"))
 
 
 def read_config(run: str | Path) -> RunConfig:
     """The config that the run was started with.
 
     Raises:
-        ConfigError: there is no run in the folder.
+        ConfigError: there is no run in the folder, or its config.json cannot be read.
     """
     path = Path(run) / "config.json"
     if not path.exists():
         raise ConfigError(f"{run} holds no run: there is no config.json in it")
-    return from_json(path.read_text())
+    try:
+        return from_json(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def versions() -> dict[str, str]:
@@ -76,19 +83,6 @@ def versions() -> dict[str, str]:
     names = ("onereel", "torch", "numpy", "av")
     found = {name: importlib.metadata.version(name) for name in names}
     return {**found, "python": platform.python_version(), "git_commit": _git_commit()}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the file, then rename: readers see the old text or the new, never half of one."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _git_commit() -> str:
