@@ -22,7 +22,14 @@ from onereel.training.checkpoint import save_checkpoint
 
 
 def state(step: int) -> dict:
-    return {"model": {"weight": torch.full((100,), float(step))}, "step": step, "best": None}
+    return {
+        "model": {"weight": torch.full((100,), float(step))},
+        "ema": None,
+        "step": step,
+        "best": None,
+        "config": {},
+        "class_names": [],
+    }
 
 
 @pytest.fixture
@@ -96,7 +103,7 @@ def test_only_damaged_checkpoints_is_a_clear_error(run):
 
 def test_other_files_are_refused(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="not a onereel checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of onereel: it lacks class_names"):
         load_checkpoint(tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(tmp_path / "missing.pt")
@@ -130,6 +137,16 @@ def test_a_device_that_is_full_is_a_checkpoint_error(run, monkeypatch):
     with pytest.raises(CheckpointError):
         save_checkpoint(run, state(200), keep=1)
     assert latest_valid(run)[1]["step"] == 100
+
+
+def test_a_damaged_checkpoint_does_not_outlive_the_good_ones(run):
+    """Resumed from step 10 because step 100 is damaged, the run saves step 20 and keeps one checkpoint: that one."""
+    newest = list_checkpoints(run)[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert resume_state(run)["step"] == 10
+    kept = save_checkpoint(run, state(20), keep=1)
+    assert list_checkpoints(run) == [kept]
+    assert latest_valid(run)[0] == kept
 
 
 def test_leftovers_of_a_killed_save_are_removed_on_resume(run):
