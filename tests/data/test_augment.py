@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onereel.config import AugmentConfig
-from onereel.data.augment import BatchAugment, Box, Mix, cutmix_box, erase_box, mix_clips
+from onereel.data.augment import (
+    BatchAugment,
+    Box,
+    Mix,
+    cutmix_box,
+    erase_box,
+    mix_clips,
+    partner_distance,
+)
 from onereel.errors import ConfigError, DataError
 from onereel.seeding import numpy_generator
 from onereel.types import Batch, SampleKey
@@ -228,6 +236,39 @@ def test_a_single_clip_has_no_partner():
     assert out.soft_labels.tolist() == [[1, 0, 0, 0, 0]]
 
 
+@given(num_samples=st.integers(2, 9), views=st.integers(1, 4))
+def test_no_clip_is_mixed_with_a_view_of_itself(num_samples, views):
+    keys = [SampleKey(0, 10 * i, view) for i in range(num_samples) for view in range(views)]
+    distance = partner_distance(keys)
+    assert distance == views
+    partners = [i - distance for i in range(len(keys))]
+    assert all(keys[i].index != keys[j].index for i, j in enumerate(partners))
+    assert len({j % len(keys) for j in partners}) == len(keys), "every clip is a partner once"
+
+
+def test_few_clips_meet_themselves_where_some_must():
+    assert partner_distance([SampleKey(0, 0)]) == 1
+    assert partner_distance([SampleKey(0, 0), SampleKey(0, 0, 1)]) == 1
+    odd = [SampleKey(0, 0), SampleKey(0, 1), SampleKey(0, 1, 1)]
+    assert partner_distance(odd) == 1
+
+
+@pytest.mark.parametrize("num_samples", [2, 3])
+def test_views_are_mixed_with_other_samples(num_samples):
+    """Two views of each sample, an odd or even number of samples: clips and labels agree on the partner."""
+    batch = make_batch(2 * num_samples)
+    batch.keys = [SampleKey(0, i // 2, i % 2) for i in range(2 * num_samples)]
+    batch.labels = torch.tensor([key.index for key in batch.keys])
+    batch.clips = batch.labels.view(-1, 1, 1, 1, 1).expand(batch.clips.shape).to(torch.uint8) * 80
+    out = augment(batch, mixup_alpha=0.8)
+    plain = normalised(batch.clips)
+    for i in range(2 * num_samples):
+        partner = (batch.keys[i].index - 1) % num_samples
+        weight = float(out.soft_labels[i, partner])
+        assert float(out.soft_labels[i, batch.keys[i].index]) == pytest.approx(1 - weight)
+        assert torch.allclose(out.clips[i], plain[i].lerp(plain[i - 2], weight), atol=1e-5)
+
+
 def test_scoring_clips_are_mixed_like_the_clips():
     batch = make_batch(9)
     out = augment(batch, erase_prob=1.0, mixup_alpha=0.8, cutmix_alpha=1.0)
@@ -239,7 +280,7 @@ def test_scoring_clips_are_mixed_like_the_clips():
 
 def test_mixes_are_applied_to_the_unmixed_partner():
     clips = torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 2, 3, 4, 4)
-    mixed = mix_clips(clips, [Mix(0.5), Mix(4 / 16, Box(1, 3, 1, 3)), Mix()])
+    mixed = mix_clips(clips, [Mix(0.5), Mix(4 / 16, Box(1, 3, 1, 3)), Mix()], 1)
     assert (mixed[0] == 1).all()
     assert mixed[1, 0, 0].tolist() == [[1, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]]
     assert (mixed[2] == 2).all()

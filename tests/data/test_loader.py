@@ -4,8 +4,10 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -228,6 +230,16 @@ def test_ranks_share_one_quarantine_file(dataset_of, tmp_path):
     assert sorted(row["path"] for row in quarantined(path)) == names
 
 
+def test_a_quarantine_file_that_cannot_be_written_stops_nothing(dataset_of, tmp_path, caplog):
+    names = ["bad0"] + [f"video{i}" for i in range(7)]
+    (tmp_path / "file").write_text("")
+    for path in ("/dev/full", tmp_path / "file" / "quarantine.csv"):
+        caplog.clear()
+        loader = train_loader(dataset_of(names), quarantine=Path(path))
+        assert sum(batch.num_failed for batch in loader.batches(0)) == 1
+        assert f"{path} could not be written" in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------------- workers
 
 
@@ -273,13 +285,25 @@ def test_a_killed_worker_is_a_clear_error(video_dataset):
         list(stream)
 
 
-def test_ctrl_c_does_not_reach_the_workers(video_dataset):
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_signals_to_the_whole_group_do_not_end_the_workers(video_dataset, name):
     loader = train_loader(video_dataset, num_workers=1, max_bad_ratio=1.0, prefetch=1)
     stream = loader.batches(0)
     next(stream)
-    os.kill(loader._data_loader._iterator._workers[0].pid, signal.SIGINT)
+    worker = loader._data_loader._iterator._workers[0].pid
+    subprocess.run(["kill", f"-{name}", str(worker)], check=True)
     time.sleep(0.2)
     assert len(list(stream)) == 2
+
+
+def test_the_training_process_can_end_its_workers(video_dataset):
+    """multiprocessing does so at exit, to workers that still have work, and then waits for them."""
+    loader = train_loader(video_dataset, num_workers=1, max_bad_ratio=1.0, prefetch=1)
+    next(loader.batches(0))
+    worker = loader._data_loader._iterator._workers[0]
+    worker.terminate()
+    worker.join(10)
+    assert not worker.is_alive()
 
 
 def test_workers_do_not_run_the_users_script_again(video_dataset, tmp_path, monkeypatch):

@@ -59,8 +59,8 @@ class BatchAugment:
 
     In training, in this order: mirroring, RandAugment, colour jitter, normalisation, erasing, mixup or cutmix. Each
     is drawn by (seed, epoch, index, view, its name), so switching one on or off leaves the draws of the others, and a
-    clip looks the same on whatever rank and in whatever company; only its mixing partner is the clip
-    before it in the batch. In testing, normalisation alone: exactly (x / 255 - mean) / std.
+    clip looks the same on whatever rank and in whatever company; only its mixing partner is a clip of
+    its batch, as `partner_distance` says. In testing, normalisation alone: exactly (x / 255 - mean) / std.
 
     Args:
         num_classes: for mixed labels; None where there are no classes, and then nothing may be mixed.
@@ -155,7 +155,7 @@ class BatchAugment:
                 box.of(batch.clips[i]).zero_()
 
     def _mix(self, batch: Batch) -> None:
-        """Mix each chosen clip with the one before it (the first with the last), and the labels with it."""
+        """Mix each chosen clip with its partner, and the labels with it."""
         if batch.labels is None or self.num_classes is None:
             raise DataError("mixup and cutmix need a label for every clip; set their alphas to 0")
         height, width = batch.clips.shape[-2:]
@@ -164,22 +164,38 @@ class BatchAugment:
             for i in self._chosen(batch.keys, self.config.mix_prob, "mix"):
                 generator = self._generator(batch.keys[i], "mix_how")
                 mixes[i] = draw_mix(height, width, self.config, generator)
-        batch.clips = mix_clips(batch.clips, mixes)
+        distance = partner_distance(batch.keys)
+        batch.clips = mix_clips(batch.clips, mixes, distance)
         if batch.scoring_clips is not None:
-            batch.scoring_clips = mix_clips(batch.scoring_clips, mixes)
+            batch.scoring_clips = mix_clips(batch.scoring_clips, mixes, distance)
         one_hot = F.one_hot(batch.labels, self.num_classes).float()
         weights = torch.tensor([[mix.weight] for mix in mixes], device=one_hot.device)
-        batch.soft_labels = one_hot.lerp(one_hot.roll(1, 0), weights)
+        batch.soft_labels = one_hot.lerp(one_hot.roll(distance, 0), weights)
 
 
-def mix_clips(clips: Tensor, mixes: list[Mix]) -> Tensor:
-    """New `(B, ...)` clips, each mixed with the one before it as `mixes` says."""
+def partner_distance(keys: list[SampleKey]) -> int:
+    """How many clips before it, the first after the last, each clip's mixing partner lies.
+
+    The smallest distance at which the fewest clips meet a view of their own sample: 1, or the number of views that lie
+    side by side (repeated augmentation).
+    """
+    indices = np.array([key.index for key in keys])
+
+    def num_own(distance: int) -> int:
+        return int((indices == np.roll(indices, distance)).sum())
+
+    return min(range(1, len(keys)), key=num_own, default=1)
+
+
+def mix_clips(clips: Tensor, mixes: list[Mix], distance: int) -> Tensor:
+    """New `(B, ...)` clips, each mixed as `mixes` says with the one `distance` before it."""
     mixed = clips.clone()
     for i, mix in enumerate(mixes):
+        partner = clips[i - distance]
         if mix.box is not None:
-            mix.box.of(mixed[i]).copy_(mix.box.of(clips[i - 1]))
+            mix.box.of(mixed[i]).copy_(mix.box.of(partner))
         elif mix.weight:
-            mixed[i].lerp_(clips[i - 1], mix.weight)
+            mixed[i].lerp_(partner, mix.weight)
     return mixed
 
 

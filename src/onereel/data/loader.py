@@ -6,16 +6,9 @@ import csv
 import fcntl
 import io
 import logging
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from onereel.data.annotations import Annotations, Record
 from onereel.data.dataset import ClipDataset, ClipReader, Sample
 from onereel.data.order import shuffled
+from onereel.data.workers import hidden_main, worker_options
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.types import Batch, SampleKey
-
-if TYPE_CHECKING:
-    from onereel.video.library import VideoLibrary
 
 log = logging.getLogger("onereel")
 
@@ -127,7 +118,7 @@ class ClipLoader:
         self._quarantine, self._library = quarantine, dataset.library
         self._next: tuple[int, int] | None = None
         self._stream: Iterator[_Loaded] = iter(())
-        options = _worker_options(num_workers, prefetch, dataset.library) if num_workers else {}
+        options = worker_options(num_workers, prefetch, dataset.library) if num_workers else {}
         self._data_loader = DataLoader(
             _BatchReader(dataset.reader),
             batch_size=None,
@@ -155,7 +146,7 @@ class ClipLoader:
             return
         if self._next != (epoch, start):
             self._plan.first = (epoch, start)
-            with _hidden_main(self._library):
+            with hidden_main(self._library):
                 self._stream = iter(self._data_loader)
         self._next = None
         seen = failed = 0
@@ -185,7 +176,12 @@ class ClipLoader:
         for failure in failures:
             log.warning("skipped sample %d: %s", failure.key.index, failure.error)
         if failures and self._quarantine is not None:
-            _append_to_quarantine(self._quarantine, failures)
+            try:
+                _append_to_quarantine(self._quarantine, failures)
+            except OSError as error:
+                log.warning(
+                    "%s could not be written: %s", self._quarantine, error.strerror or error
+                )
         too_many = failed > self._num_bad_allowed
         hopeless = seen >= HOPELESS_AFTER and failed > max(0.5, self._max_bad_ratio) * seen
         if failures and (too_many or hopeless):
@@ -327,57 +323,6 @@ def _to_batch(loaded: _Loaded) -> Batch:
 
 def _unchanged(loaded: Any) -> Any:
     return loaded
-
-
-def _worker_options(num_workers: int, prefetch: int, library: VideoLibrary) -> dict[str, Any]:
-    # forkserver: see ClipLoader. Where the system has none, a worker starts from scratch.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__, type(library).__module__])
-    return {
-        "num_workers": num_workers,
-        "prefetch_factor": prefetch,
-        "persistent_workers": True,
-        "multiprocessing_context": context,
-        "worker_init_fn": _start_worker,
-    }
-
-
-@contextmanager
-def _hidden_main(library: VideoLibrary) -> Iterator[None]:
-    """Start workers without importing the program's main module, unless that defines the library.
-
-    By default they would import it: a script that calls onereel without `if __name__ == "__main__":` would run again in
-    each of them, and one read from standard input could not start any.
-    """
-    main = sys.modules["__main__"]
-    if type(library).__module__ != "__main__":
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the training process saves its state and ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # torch's own worker loop sets this too; decoding in many processes must not start a thread pool in each.
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_the_training_process, daemon=True).start()
-
-
-def _end_with_the_training_process() -> None:
-    """Let no worker outlive a training process that was killed.
-
-    torch's own watch looks at the parent's number, which under a fork server is the server's; and the server lives
-    as long as a worker does.
-    """
-    training = multiprocessing.parent_process()
-    if training is not None:
-        training.join()
-        os._exit(1)
 
 
 def _append_to_quarantine(path: Path, failures: list[_Failure]) -> None:

@@ -1,0 +1,79 @@
+"""How reading processes start, and how they end: with the training process, and not before it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from onereel.video.library import VideoLibrary
+
+LIFE_CHECK_SECONDS = 1.0
+"""How long a worker may outlive a training process that was killed, if its decoder answers."""
+
+
+def worker_options(num_workers: int, prefetch: int, library: VideoLibrary) -> dict[str, Any]:
+    """Arguments of a DataLoader whose workers come from a fork server (why: see `ClipLoader`)."""
+    # Where the system has no fork server, a worker starts from scratch.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(
+            ["onereel.data.fork_server", "onereel.data.loader", type(library).__module__]
+        )
+    return {
+        "num_workers": num_workers,
+        "prefetch_factor": prefetch,
+        "persistent_workers": True,
+        "multiprocessing_context": context,
+        "worker_init_fn": _start_worker,
+    }
+
+
+@contextmanager
+def hidden_main(library: VideoLibrary) -> Iterator[None]:
+    """Start workers without importing the program's main module, unless that defines the library.
+
+    By default they would import it: a script that calls onereel without `if __name__ == "__main__":` would run again in
+    each of them, and one read from standard input could not start any.
+    """
+    main = sys.modules["__main__"]
+    if type(library).__module__ != "__main__":
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal, and a scheduler's SIGTERM every process of the job. The training
+    # process answers them, with the batches that it still needs, and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # torch's own worker loop sets this too; decoding in many processes must not start a thread pool in each.
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_training_process, daemon=True).start()
+
+
+def _end_with_the_training_process() -> None:
+    """End this worker when the training process is gone, or sends it SIGTERM (as it does at its exit).
+
+    torch's own watch looks at the parent's number, which under a fork server is the server's; and the server lives
+    as long as a worker does.
+    """
+    training = multiprocessing.parent_process()
+    while training is not None and training.is_alive():
+        sent = signal.sigtimedwait({signal.SIGTERM}, LIFE_CHECK_SECONDS)
+        if sent is not None and sent.si_pid == training.pid:
+            break
+    os._exit(1)
