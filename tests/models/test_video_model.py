@@ -100,6 +100,26 @@ def test_permuting_clips_permutes_logits(selector: Selector) -> None:
     assert torch.allclose(moved, logits[[2, 0, 1]], atol=1e-5)
 
 
+def test_no_technique_shifts_the_draws_of_another() -> None:
+    def draws(selector: Selector, **options: Any) -> list[list[float]]:
+        """What drop path and dropout would draw first, for two clips each."""
+        model, found = video_model(selector, **options), []
+        for part in (model.encoder, model.head):
+            part.register_forward_pre_hook(
+                lambda part, inputs: found.extend(
+                    torch.rand(2, generator=torch.Generator().set_state(g.get_state())).tolist()
+                    for g in inputs[1]
+                )
+            )
+        model(make_clips(2), generators=generators(1, 2))
+        return found
+
+    plain = draws(KeepAll())
+    assert len({tuple(values) for values in plain}) == 4
+    assert draws(RandomTokens(0.4)) == plain
+    assert draws(Tube(0.4), drop_path_rate=0.3) == plain
+
+
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_off_is_identical(pool: str) -> None:
     model, clips = video_model(KeepAll(), pool=pool), make_clips()

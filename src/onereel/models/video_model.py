@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from onereel.errors import ConfigError
 from onereel.models.heads import ClassificationHead
 from onereel.models.vit import VisionTransformer
+from onereel.seeding import stable_seed
 from onereel.tokens.packing import pack, pack_all, pack_clips
 from onereel.tokens.tubelets import clip_grid, patchify
 from onereel.types import Packed, TokenSelection, TubeletGrid
@@ -65,13 +66,13 @@ class VideoModel(nn.Module):
         Args:
             clips: normalised float `(B, T, C, H, W)`.
             scoring_clips: what the selector looks at in place of `clips`, same shape; None: `clips`.
-            generators: one CPU generator per clip, for selectors that draw, drop path and dropout. A clip's draws
-                depend on its own generator alone.
+            generators: one CPU generator per clip. A selector draws from it; drop path and dropout draw from
+                others made of its seed, so that no technique shifts the draws of another.
         """
         grid = clip_grid(clips, self.encoder.tubelet_size, self.encoder.patch_size)
         tokens, embedded = self._tokens(clips, scoring_clips, grid, generators)
-        features = self.encoder(tokens, generators, embedded=embedded)
-        logits = self.head(features, generators)
+        features = self.encoder(tokens, _derived(generators, "drop-path"), embedded=embedded)
+        logits = self.head(features, _derived(generators, "dropout"))
         return Output(logits, tokens.lengths, grid.num_tokens, features)
 
     def _tokens(
@@ -105,3 +106,11 @@ class VideoModel(nn.Module):
         dense = len(lengths) * self.encoder.grid.num_tokens
         embedded = dense if self.selector.needs_embeddings else sum(lengths)
         return self.encoder.macs(lengths, embedded) + self.head.macs(len(lengths))
+
+
+def _derived(generators: Generators, purpose: str) -> Generators:
+    """Generators for another purpose, each a function of the seed of one of `generators`."""
+    if generators is None:
+        return None
+    seeds = [stable_seed(generator.initial_seed(), purpose) for generator in generators]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -25,7 +25,7 @@ class ClassificationObjective(nn.Module):
         model: `model(clips, scoring_clips=, generators=)` gives `logits` `(B, num_classes)`, `lengths`,
             `num_dense_tokens`; `model.macs(lengths)` its multiply-adds.
         label_smoothing: share of the target spread evenly over all classes.
-        seed: of the run; token selectors that draw, draw from (seed, epoch, index, view).
+        seed: of the run; selectors, drop path and dropout draw from (seed, epoch, index, view).
     """
 
     def __init__(self, model: VideoModel, label_smoothing: float = 0.0, seed: int = 0) -> None:
