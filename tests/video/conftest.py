@@ -1,4 +1,4 @@
-"""A zoo of small videos, one of each kind that decoders treat differently, made on first use."""
+"""A zoo of small videos, one of each kind that decoders treat differently, and short calls of `prepare`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-FAST = {
-    **{"g": "32", "bf": "15", "b_strategy": "0", "b-pyramid": "normal"},
-    **{"sc_threshold": "0", "coder": "0"},
-}
+from onereel.types import ClipSpec, CropBox
+from onereel.video.encode import PROFILES
+from onereel.video.prepare import PrepareReport, prepare
+from onereel.video.store import ChunkStore
+
 # name -> (file suffix, arguments of make_video)
 PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "default": (".mp4", {}),
-    "fast": (".mp4", {"options": FAST, "num_frames": 80}),
-    "small": (".mp4", {"options": {"g": "12"}}),
-    "intra": (".mp4", {"options": {"g": "1"}, "num_frames": 20}),
+    **{
+        name: (".mp4", {"options": profile.options, "num_frames": 80})
+        for name, profile in PROFILES.items()
+    },
+    "short_groups": (".mp4", {"options": {"g": "12"}}),
     "open_gop": (
         ".mp4",
         {"options": {"x264-params": "open-gop=1:keyint=18:scenecut=0:bframes=3:b-adapt=0"}},
@@ -32,6 +36,7 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "sound": (".mp4", {"audio": True}),
     "matroska": (".mkv", {"options": {"g": "12"}}),
     "transport": (".ts", {"options": {"g": "12"}}),
+    "avc_avi": (".avi", {"options": {"g": "12", "bf": "3"}}),
     "asp_avi": (".avi", {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}}),
     "asp_mp4": (".mp4", {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}}),
     "vp9": (".webm", {"codec": "libvpx-vp9", "options": {"g": "12"}, "num_frames": 30}),
@@ -113,3 +118,40 @@ def cut(path: Path, first: int) -> Path:
                 packet.stream = stream
                 writer.mux(packet)
     return out
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., PrepareReport]:
+    """`run(source, out, …)`: `prepare` in this process, into short small chunks."""
+    small = {"chunk_seconds": 0.5, "short_side": 64, "num_workers": 1, "progress": False}
+
+    def call(source: Any, out: Path, **settings: Any) -> PrepareReport:
+        return prepare(source, out, **small | settings)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def numbers(number_of: Callable[..., int]) -> Callable[[Path, str], list[int]]:
+    """`numbers(store, video)`: the number that each frame of a video of the store shows."""
+
+    def read(store: Path, video: str) -> list[int]:
+        library = ChunkStore(str(store))
+        info = library.info(video)
+        size = (info.height, info.width)
+        spec = ClipSpec(video, tuple(range(info.num_frames)), CropBox(0, 0, *size), size)
+        return [number_of(frame) for frame in library.read(spec)]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def manifest() -> Callable[[Path], list[dict[str, Any]]]:
+    """`manifest(store)`: its rows."""
+    return lambda store: pq.read_table(store / "manifest.parquet").to_pylist()
+
+
+@pytest.fixture(scope="session")
+def files() -> Callable[[Path], set[str]]:
+    """`files(folder)`: the relative paths of all files in it."""
+    return lambda folder: {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}

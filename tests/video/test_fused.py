@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from onereel.errors import DecodeError
 from onereel.types import CropBox
 from onereel.video.decode import ReferenceDecoder, VideoFile, finish
+from onereel.video.encode import PROFILES
 from onereel.video.fused import FusedDecoder
 from onereel.video.index import build_packet_index
 
 KINDS = (
-    *("default", "fast", "small", "intra", "open_gop", "intra_refresh", "interlaced", "sound"),
-    *("matroska", "transport", "asp_avi", "asp_mp4", "vp9", "hevc", "variable_rate"),
+    *PROFILES,
+    *("default", "short_groups", "open_gop", "intra_refresh", "interlaced", "sound"),
+    *("matroska", "transport", "avc_avi", "asp_avi", "asp_mp4", "vp9", "hevc", "variable_rate"),
     *("rotated_90", "rotated_180", "rotated_270", "edit_list"),
 )
 few = settings(
@@ -186,7 +188,7 @@ def test_only_the_packets_that_matter_are_decoded(zoo: Callable[[str], Any]) -> 
 def test_two_decoders_of_one_thread_and_threads_of_one_decoder_do_not_mix(
     zoo: Callable[[str], Any],
 ) -> None:
-    samples = [zoo("fast"), zoo("default"), zoo("small")]
+    samples = [zoo("fast"), zoo("default"), zoo("short_groups")]
     failures: list[int] = []
 
     def work(number: int) -> None:
@@ -207,21 +209,21 @@ def test_two_decoders_of_one_thread_and_threads_of_one_decoder_do_not_mix(
 
 
 def test_it_pickles(zoo: Callable[[str], Any]) -> None:
-    DECODER.read(VideoFile(zoo("small").path), [0], None, None)
+    DECODER.read(VideoFile(zoo("short_groups").path), [0], None, None)
     copy = pickle.loads(pickle.dumps(FusedDecoder(timeout_seconds=3.0)))
     assert copy.timeout_seconds == 3.0
-    assert copy.read(VideoFile(zoo("small").path), [0], None, None).shape == (1, 3, 96, 144)
+    assert copy.read(VideoFile(zoo("short_groups").path), [0], None, None).shape == (1, 3, 96, 144)
 
 
 class TestBadInput:
     @pytest.mark.parametrize("frames", [[], [-1], [0, 60]])
     def test_frames_that_do_not_exist(self, zoo: Callable[[str], Any], frames: list[int]) -> None:
         with pytest.raises(DecodeError, match=r"out of range: it has frames 0 to 59|no frame"):
-            DECODER.read(VideoFile(zoo("small").path), frames, None, None)
+            DECODER.read(VideoFile(zoo("short_groups").path), frames, None, None)
 
     def test_a_box_outside_the_frame(self, zoo: Callable[[str], Any]) -> None:
         with pytest.raises(DecodeError, match="leaves the frame of 96x144"):
-            DECODER.read(VideoFile(zoo("small").path), [0], CropBox(0, 0, 98, 100), (32, 32))
+            DECODER.read(VideoFile(zoo("short_groups").path), [0], CropBox(0, 0, 98, 100), (32, 32))
 
     @pytest.mark.parametrize("kind", ["default", "transport"])
     def test_a_decode_that_takes_too_long(self, zoo: Callable[[str], Any], kind: str) -> None:
@@ -242,7 +244,7 @@ class TestBadInput:
     def test_a_file_changed_behind_its_index(
         self, zoo: Callable[[str], Any], tmp_path: Path
     ) -> None:
-        path = Path(shutil.copy(zoo("small").path, tmp_path))
+        path = Path(shutil.copy(zoo("short_groups").path, tmp_path))
         index = build_packet_index(str(path))
         os.utime(path, ns=(1, 1))
         with pytest.raises(DecodeError, match="it was modified since"):
@@ -253,7 +255,7 @@ class TestBadInput:
         with pytest.raises(DecodeError, match="changed behind its index"):
             DECODER.read(VideoFile(str(path), undated), [0], None, None)
 
-    @pytest.mark.parametrize("kind", ["small", "transport"])
+    @pytest.mark.parametrize("kind", ["short_groups", "transport"])
     def test_another_file_of_the_same_size(
         self, zoo: Callable[[str], Any], tmp_path: Path, kind: str
     ) -> None:
@@ -267,7 +269,7 @@ class TestBadInput:
     def test_a_damaged_packet_is_named_and_not_concealed(
         self, zoo: Callable[[str], Any], tmp_path: Path, decoder: Any
     ) -> None:
-        path = Path(shutil.copy(zoo("small").path, tmp_path))
+        path = Path(shutil.copy(zoo("short_groups").path, tmp_path))
         index = dataclasses.replace(build_packet_index(str(path)), mtime_ns=0)
         packet = int(index.packet_of_frame[30])
         start, size = int(index.position[packet]), int(index.size[packet])

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from onereel.errors import DecodeError
+from onereel.video.encode import PROFILES
 from onereel.video.index import build_packet_index, is_reference
 
 KINDS = (
     "default",
-    "fast",
+    *PROFILES,
     "open_gop",
-    "intra",
+    "avc_avi",
     "asp_avi",
     "transport",
     "edit_list",
@@ -38,7 +39,7 @@ def test_every_frame_has_one_packet_and_a_start_before_it(
     assert (index.rank[starts] <= frames).all()
 
 
-@pytest.mark.parametrize("kind", ["default", "fast", "small", "intra", "matroska", "asp_avi"])
+@pytest.mark.parametrize("kind", [*PROFILES, "default", "matroska", "avc_avi", "asp_avi"])
 def test_frames_are_in_display_order(
     zoo: Callable[[str], Any], number_of: Callable[[Any], int], kind: str
 ) -> None:

@@ -1,75 +1,47 @@
-"""Raw videos of every kind become a store; bad ones are named; a killed run is finished by the same command."""
+"""Raw videos of every kind become a store; bad ones are named, and what is in the store stays."""
 
 from __future__ import annotations
 
 import csv
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from onereel.errors import ConfigError, DataError
 from onereel.types import ClipSpec, CropBox
-from onereel.video.chunking import Unit, UnitDone, make_unit
 from onereel.video.encode import PROFILES
-from onereel.video.prepare import PrepareReport, prepare
+from onereel.video.prepare import PrepareReport
 from onereel.video.store import ChunkStore
 
 KINDS = (
-    *("open_gop", "intra_refresh", "interlaced", "sound", "matroska", "transport", "asp_avi"),
-    *("asp_mp4", "vp9", "hevc", "rotated_90", "rotated_180", "rotated_270", "edit_list"),
+    *("open_gop", "intra_refresh", "interlaced", "sound", "matroska", "transport", "avc_avi"),
+    *("asp_avi", "asp_mp4", "vp9", "hevc", "rotated_90", "rotated_180", "rotated_270", "edit_list"),
 )
 MakeVideo = Callable[..., Path]
-NumberOf = Callable[[object], int]
-
-
-def run(source: object, out: Path, **settings: object) -> PrepareReport:
-    settings = {
-        "chunk_seconds": 0.5,
-        "short_side": 64,
-        "num_workers": 1,
-        "progress": False,
-    } | settings
-    return prepare(source, out, **settings)  # type: ignore[arg-type]
-
-
-def numbers(store: Path, video: str, number_of: NumberOf) -> list[int]:
-    """The number that each frame of a video of the store shows."""
-    library = ChunkStore(str(store))
-    info = library.info(video)
-    box = CropBox(0, 0, info.height, info.width)
-    frames = tuple(range(info.num_frames))
-    clip = library.read(ClipSpec(video, frames, box, (info.height, info.width)))
-    return [number_of(frame) for frame in clip]
-
-
-def manifest(store: Path) -> list[dict[str, object]]:
-    return pq.read_table(store / "manifest.parquet").to_pylist()
-
-
-def files(store: Path) -> set[str]:
-    return {str(p.relative_to(store)) for p in store.rglob("*") if p.is_file()}
+Run = Callable[..., PrepareReport]
+Numbers = Callable[[Path, str], list[int]]
+Manifest = Callable[[Path], list[dict[str, Any]]]
+Files = Callable[[Path], set[str]]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_each_frame_of_the_source_is_in_the_store(
-    profile: str, make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+    run: Run,
+    numbers: Numbers,
+    manifest: Manifest,
+    profile: str,
+    make_video: MakeVideo,
+    tmp_path: Path,
 ) -> None:
     make_video(tmp_path / "in.mp4", 70, 96, 144)
     report = run(tmp_path / "in.mp4", tmp_path / "out", profile=profile)
-    assert numbers(tmp_path / "out", "in.mp4", number_of) == list(range(70))
+    assert numbers(tmp_path / "out", "in.mp4") == list(range(70))
     rows = manifest(tmp_path / "out")
     assert [row["num_frames"] for row in rows] == [15, 15, 15, 15, 10]
     assert [row["first_frame"] for row in rows] == [0, 15, 30, 45, 60]
@@ -88,7 +60,9 @@ def test_each_frame_of_the_source_is_in_the_store(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_kinds_of_sources(kind: str, zoo: Callable[[str], Any], tmp_path: Path) -> None:
+def test_kinds_of_sources(
+    run: Run, manifest: Manifest, kind: str, zoo: Callable[[str], Any], tmp_path: Path
+) -> None:
     sample = zoo(kind)
     settings = {"short_side": 96, "chunk_seconds": 0.2, "crf": 12}
     report = run(sample.path, tmp_path / "out", **settings)
@@ -109,15 +83,15 @@ def test_kinds_of_sources(kind: str, zoo: Callable[[str], Any], tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
 def test_units_that_start_inside_a_video(
-    name: str, make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+    run: Run, numbers: Numbers, name: str, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     make_video(tmp_path / name, 150, 48, 72, options={"g": "25"})
     run(tmp_path / name, tmp_path / "out", chunk_seconds=0.4)
-    assert numbers(tmp_path / "out", name, number_of) == list(range(150))
+    assert numbers(tmp_path / "out", name) == list(range(150))
 
 
 def test_variable_rate_becomes_constant(
-    make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+    run: Run, numbers: Numbers, manifest: Manifest, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     pts = np.cumsum([0] + [20, 60] * 15).tolist()  # ms: 31 frames, 25 a second on average
     make_video(tmp_path / "in.mkv", 31, 64, 96, pts=pts)
@@ -125,21 +99,21 @@ def test_variable_rate_becomes_constant(
     rows = manifest(tmp_path / "out")
     assert {(r["fps_numerator"], r["fps_denominator"]) for r in rows} == {(25, 1)}
     expected = [max(i for i, t in enumerate(pts) if t <= 40 * tick + 20) for tick in range(31)]
-    assert numbers(tmp_path / "out", "in.mkv", number_of) == expected
+    assert numbers(tmp_path / "out", "in.mkv") == expected
 
 
-def test_another_rate(make_video: MakeVideo, number_of: NumberOf, tmp_path: Path) -> None:
+def test_another_rate(run: Run, numbers: Numbers, make_video: MakeVideo, tmp_path: Path) -> None:
     make_video(tmp_path / "in.mp4", 60, 64, 96)
     run(tmp_path / "in.mp4", tmp_path / "half", fps=15)
-    shown = numbers(tmp_path / "half", "in.mp4", number_of)
+    shown = numbers(tmp_path / "half", "in.mp4")
     assert len(shown) == 30
     assert np.diff(shown).tolist() == [2] * 29
     run(tmp_path / "in.mp4", tmp_path / "double", fps=60)
-    shown = numbers(tmp_path / "double", "in.mp4", number_of)
+    shown = numbers(tmp_path / "double", "in.mp4")
     assert len(shown) == 120
     assert sorted(set(shown)) == list(range(60))
     run(tmp_path / "in.mp4", tmp_path / "same", fps=30.0)
-    assert numbers(tmp_path / "same", "in.mp4", number_of) == list(range(60))
+    assert numbers(tmp_path / "same", "in.mp4") == list(range(60))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +121,13 @@ def test_another_rate(make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
     [(48, 72, (48, 72)), (96, 144, (64, 96)), (144, 96, (96, 64)), (100, 178, (64, 114))],
 )
 def test_sizes(
-    height: int, width: int, expected: tuple[int, int], make_video: MakeVideo, tmp_path: Path
+    run: Run,
+    manifest: Manifest,
+    height: int,
+    width: int,
+    expected: tuple[int, int],
+    make_video: MakeVideo,
+    tmp_path: Path,
 ) -> None:
     make_video(tmp_path / "in.mp4", 3, height, width)
     run(tmp_path / "in.mp4", tmp_path / "out")
@@ -155,7 +135,7 @@ def test_sizes(
     assert (row["height"], row["width"]) == expected
 
 
-def test_odd_sizes_lose_one_row_or_column(tmp_path: Path) -> None:
+def test_odd_sizes_lose_one_row_or_column(run: Run, manifest: Manifest, tmp_path: Path) -> None:
     with av.open(str(tmp_path / "in.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = 61, 47, "yuv444p"
@@ -167,7 +147,7 @@ def test_odd_sizes_lose_one_row_or_column(tmp_path: Path) -> None:
     assert (row["height"], row["width"]) == (46, 60)
 
 
-def test_the_stream_can_be_chosen(real_data: Path, tmp_path: Path) -> None:
+def test_the_stream_can_be_chosen(run: Run, real_data: Path, tmp_path: Path) -> None:
     source = real_data / "long" / "nasa_13013_13s.mp4"
     run(source, tmp_path / "best", chunk_seconds=15)
     run(source, tmp_path / "first", chunk_seconds=15, stream=0)
@@ -176,7 +156,7 @@ def test_the_stream_can_be_chosen(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_bad_files_are_named_and_the_rest_proceeds(
-    make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+    run: Run, numbers: Numbers, files: Files, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     videos = tmp_path / "in"
     videos.mkdir()
@@ -201,11 +181,13 @@ def test_bad_files_are_named_and_the_rest_proceeds(
     assert 15 <= int(rows["damaged.mp4"]["frame"]) < 90
     assert [q.path for q in report.quarantined] == sorted(rows)
     assert ChunkStore(str(tmp_path / "out")).videos() == ["good.mp4"]
-    assert numbers(tmp_path / "out", "good.mp4", number_of) == list(range(90))
+    assert numbers(tmp_path / "out", "good.mp4") == list(range(90))
     assert {name.split("/")[1] for name in files(tmp_path / "out") if "/" in name} == {"good.mp4"}
 
 
-def test_a_repaired_file_is_taken_by_the_next_run(make_video: MakeVideo, tmp_path: Path) -> None:
+def test_a_repaired_file_is_taken_by_the_next_run(
+    run: Run, make_video: MakeVideo, tmp_path: Path
+) -> None:
     videos = tmp_path / "in"
     videos.mkdir()
     make_video(videos / "a.mp4", 20, 64, 96)
@@ -218,7 +200,9 @@ def test_a_repaired_file_is_taken_by_the_next_run(make_video: MakeVideo, tmp_pat
     assert ChunkStore(str(tmp_path / "out")).info("a.mp4").num_frames == 40
 
 
-def test_a_second_run_makes_nothing_again(make_video: MakeVideo, tmp_path: Path) -> None:
+def test_a_second_run_makes_nothing_again(
+    run: Run, files: Files, make_video: MakeVideo, tmp_path: Path
+) -> None:
     make_video(tmp_path / "a.mp4", 40, 64, 96)
     run(tmp_path / "a.mp4", tmp_path / "out")
     before = {
@@ -235,7 +219,7 @@ def test_a_second_run_makes_nothing_again(make_video: MakeVideo, tmp_path: Path)
 
 
 def test_two_files_of_one_name_stay_apart(
-    make_video: MakeVideo, number_of: NumberOf, tmp_path: Path
+    run: Run, manifest: Manifest, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     videos = tmp_path / "in"
     for name in ("a.mp4", "a.avi", "b/a.mp4", "b ü?/a.mp4", "b ü_/a.mp4"):
@@ -246,7 +230,7 @@ def test_two_files_of_one_name_stay_apart(
     assert len({str(row["path"]) for row in manifest(tmp_path / "out")}) == 5
 
 
-def test_other_settings_are_refused(make_video: MakeVideo, tmp_path: Path) -> None:
+def test_other_settings_are_refused(run: Run, make_video: MakeVideo, tmp_path: Path) -> None:
     make_video(tmp_path / "a.mp4", 5, 64, 96)
     run(tmp_path / "a.mp4", tmp_path / "out")
     with pytest.raises(ConfigError, match=r"profile is 'small' here and 'fast' in the store"):
@@ -256,7 +240,7 @@ def test_other_settings_are_refused(make_video: MakeVideo, tmp_path: Path) -> No
 
 
 def test_what_cannot_be_a_store_or_a_setting_is_refused(
-    make_video: MakeVideo, tmp_path: Path
+    run: Run, make_video: MakeVideo, tmp_path: Path
 ) -> None:
     source = make_video(tmp_path / "a.mp4", 5, 64, 96)
     (tmp_path / "other").mkdir()
@@ -272,130 +256,9 @@ def test_what_cannot_be_a_store_or_a_setting_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_processes_make_the_same_store_as_one(make_video: MakeVideo, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for name in ("a.mp4", "b.mp4"):
-        make_video(tmp_path / "in" / name, 100, 48, 72)
-    (tmp_path / "in" / "bad.mp4").touch()
-    reports = [
-        run(tmp_path / "in", tmp_path / f"out{n}", num_workers=n, chunk_seconds=0.3) for n in (1, 2)
-    ]
-    assert manifest(tmp_path / "out1") == manifest(tmp_path / "out2")
-    assert files(tmp_path / "out1") == files(tmp_path / "out2")
-    assert reports[0].quarantined == reports[1].quarantined
-
-
-_SCRIPT = """
-import sys
-from onereel.video.prepare import prepare
-if __name__ == "__main__":
-    prepare(sys.argv[1], sys.argv[2], chunk_seconds=0.5, short_side=64, num_workers=2, progress=False)
-"""
-
-
-def test_a_killed_run_is_finished_by_the_next(make_video: MakeVideo, tmp_path: Path) -> None:
-    videos, out = tmp_path / "in", tmp_path / "out"
-    videos.mkdir()
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
-        make_video(videos / name, 240, 96, 144)
-    (videos / "a bad one.mp4").touch()
-    (tmp_path / "script.py").write_text(_SCRIPT)
-    killed = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(videos), str(out)])
-    deadline = time.monotonic() + 60
-    while not list(out.glob("parts/**/*.arrow")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    workers = [Path("/proc") / folder.name for folder in (out / "partial").iterdir()]
-    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not any(
-        worker.exists() for worker in workers
-    )  # they end with the process that started them
-    assert list(out.glob("parts/**/*.arrow"))
-    assert not (out / "packets.arrow").exists()
-    with pytest.raises(DataError, match="run the same"):
-        ChunkStore(str(out))
-    for chunk in out.glob("chunks/*/*.mp4"):  # what is visible is whole
-        with av.open(str(chunk)) as container:
-            assert sum(1 for _ in container.decode(video=0)) == 15
-    report = run(videos, out)
-    assert report.encoded_seconds < report.video_seconds
-    run(videos, tmp_path / "never_killed")
-    assert manifest(out) == manifest(tmp_path / "never_killed")
-    assert files(out) == files(tmp_path / "never_killed")
-
-
-@pytest.mark.parametrize(
-    "where", ["chunking.write_chunk", "prepare.merge", "marker.os.replace", "chunking.write_part"]
-)
-def test_a_full_disk_stops_the_run_with_a_remedy(
-    where: str, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_list_names_videos_as_it_writes_them(
+    run: Run, make_video: MakeVideo, tmp_path: Path
 ) -> None:
-    make_video(tmp_path / "a.mp4", 20, 64, 96)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(f"onereel.video.{where}", full)
-        with pytest.raises(DataError, match=r"No space left on device.*run the same command again"):
-            run(tmp_path / "a.mp4", tmp_path / "out")
-    assert run(tmp_path / "a.mp4", tmp_path / "out").quarantined == ()
-    assert ChunkStore(str(tmp_path / "out")).videos() == ["a.mp4"]
-
-
-def test_an_interrupted_run_keeps_what_it_finished(
-    make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "in").mkdir()
-    for name in ("a.mp4", "b.mp4"):
-        make_video(tmp_path / "in" / name, 40, 64, 96)
-
-    def interrupted(unit: Unit, out: str) -> UnitDone:
-        if unit.source.name == "b.mp4":
-            raise KeyboardInterrupt
-        return make_unit(unit, out)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("onereel.video.schedule.make_unit", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "in", tmp_path / "out")
-    assert ChunkStore(str(tmp_path / "out")).videos() == ["a.mp4"]
-    assert run(tmp_path / "in", tmp_path / "out").videos == 2
-
-
-def test_a_process_that_dies_is_told_with_its_video(
-    make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_video(tmp_path / "a.mp4", 5, 64, 96)
-
-    def submit(_: object, fn: Callable[..., object], *arguments: object) -> Future[object]:
-        future: Future[object] = Future()
-        if fn is make_unit:
-            future.set_exception(BrokenProcessPool())
-        else:
-            future.set_result(fn(*arguments))
-        return future
-
-    monkeypatch.setattr("onereel.video.schedule._Serial.submit", submit)
-    with pytest.raises(DataError, match=r"a process of prepare died.*a\.mp4"):
-        run(tmp_path / "a.mp4", tmp_path / "out")
-
-
-def test_one_run_at_a_time(make_video: MakeVideo, tmp_path: Path) -> None:
-    import fcntl
-
-    make_video(tmp_path / "a.mp4", 5, 64, 96)
-    run(tmp_path / "a.mp4", tmp_path / "out")
-    with open(tmp_path / "out" / "store.json", "rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another run"):
-            run(tmp_path / "a.mp4", tmp_path / "out")
-
-
-def test_a_list_names_videos_as_it_writes_them(make_video: MakeVideo, tmp_path: Path) -> None:
     make_video(tmp_path / "my video.mp4", 5, 64, 96)
     (tmp_path / "list.csv").write_text("path,label\n./my video.mp4,1\nabsent.mp4,2\n")
     report = run(tmp_path / "list.csv", tmp_path / "out")

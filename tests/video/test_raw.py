@@ -26,7 +26,7 @@ BOX = CropBox(0, 0, 96, 144)
 def folder(zoo: Callable[[str], Any], tmp_path: Path) -> Path:
     """A folder with one video, `clips/a.mp4`."""
     (tmp_path / "clips").mkdir()
-    shutil.copy(zoo("small").path, tmp_path / "clips" / "a.mp4")
+    shutil.copy(zoo("short_groups").path, tmp_path / "clips" / "a.mp4")
     return tmp_path
 
 
@@ -63,7 +63,7 @@ def test_names_are_paths_relative_to_the_root_or_absolute(
         assert name in videos
         assert videos.info(name).num_frames == 60
         clip = videos.read(ClipSpec(name, (5, 3), BOX, (96, 144)))
-        assert torch.equal(clip, zoo("small").frames[[5, 3]])
+        assert torch.equal(clip, zoo("short_groups").frames[[5, 3]])
     assert "clips/b.mp4" not in videos
     assert "clips" not in videos
     with pytest.raises(DecodeError, match=r"b\.mp4"):

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from onereel.video.encode import PROFILES
 from onereel.video.index import build_packet_index
 from onereel.video.spans import plan_spans, widen_span
 
 
-@pytest.mark.parametrize("kind", ["default", "fast", "small", "open_gop", "intra"])
+@pytest.mark.parametrize("kind", [*PROFILES, "default", "open_gop"])
 @given(data=st.data())
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -23,7 +23,7 @@ import numpy as np
 from onereel.errors import DecodeError
 from onereel.video.encode import FrameScaler, fitted_size, luma, psnr, write_chunk
 from onereel.video.index import PacketIndex, build_packet_index
-from onereel.video.manifest import chunk_row, video_folder, write_part
+from onereel.video.manifest import chunk_row, write_part
 from onereel.video.probe import probe
 from onereel.video.sources import Source
 
@@ -31,7 +31,8 @@ CHUNKS_PER_UNIT = 4
 """Chunks that one process makes in one go: long videos split over processes, short restarts lose little."""
 PSNR_EVERY = 7
 """One frame in seven is compared with its source: odd, so that every place in a GOP of 32 has its turn."""
-MAX_DENOMINATOR = 1001
+DENOMINATORS = (1001, 1_000_000)
+"""The largest of a rate: the usual one, and one for rates that it would bend (the MP4 clock is a 32-bit number)."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +99,22 @@ class UnitDone:
     share: float
 
 
-def exact_rate(fps: float | Fraction) -> Fraction:
-    """The usual rate that `fps` stands for (29.97 is 30000/1001), or a fraction near it."""
-    near = [Fraction(round(fps)), Fraction(round(fps * 1.001) * 1000, 1001)]
-    for rate in near:
-        if rate > 0 and abs(float(rate) / float(fps) - 1) < 1e-4:
-            return rate
-    return Fraction(fps).limit_denominator(MAX_DENOMINATOR)
+def exact_rate(fps: float | Fraction, num_frames: int = 1) -> Fraction:
+    """The usual rate that `fps` stands for (29.97 is 30000/1001), or else the simplest fraction near it.
+
+    Over `num_frames` frames the result never drifts from `fps` by half a frame.
+    """
+    allowed = min(1e-4, 0.5 / num_frames)
+    usual = [Fraction(round(fps)), Fraction(round(fps * 1.001) * 1000, 1001)]
+    simple = [Fraction(fps).limit_denominator(limit) for limit in DENOMINATORS]
+    return next(
+        (r for r in [*usual, *simple] if abs(float(r / Fraction(fps)) - 1) < allowed), simple[-1]
+    )
 
 
 def timeline(index: PacketIndex, fps: Fraction | None) -> tuple[Fraction, np.ndarray]:
     """The rate, and for each tick the source frame that it shows, int32 `(num_ticks,)`."""
-    own = exact_rate(index.fps)
+    own = exact_rate(index.fps, index.num_frames)
     rate = own if fps is None else fps
     if index.constant_rate and rate == own:
         return rate, np.arange(index.num_frames, dtype=np.int32)
@@ -166,7 +171,22 @@ def plan(source: Source, settings: Settings) -> list[Unit]:
 
 
 def make_unit(unit: Unit, out: str) -> UnitDone:
-    """Encode the unit's chunks, put them in place, and record them; raises DecodeError where the source fails."""
+    """Encode the unit's chunks, put them in place, and record them.
+
+    Raises:
+        DecodeError: the source fails, or its frames cannot be scaled or encoded.
+        OSError: the store cannot be written.
+    """
+    try:
+        return _make_unit(unit, out)
+    except OSError:
+        raise
+    except (av.FFmpegError, ValueError, AssertionError, MemoryError) as error:
+        reason = f"cannot be scaled or encoded ({type(error).__name__}: {error})"
+        raise DecodeError(unit.source.path, reason) from error
+
+
+def _make_unit(unit: Unit, out: str) -> UnitDone:
     aside = Path(out) / "partial" / str(os.getpid())
     aside.mkdir(parents=True, exist_ok=True)
     frames = _ticks(unit)
@@ -198,7 +218,7 @@ def _make_chunk(
     index = build_packet_index(str(partial))
     data = partial.read_bytes()
     first = number * unit.chunk_frames
-    place = f"{video_folder(unit.source.name)}/{number:06d}.mp4"
+    place = f"{unit.source.folder}/{number:06d}.mp4"
     facts = {
         "video": unit.source.name,
         "chunk": number,

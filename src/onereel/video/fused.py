@@ -33,7 +33,8 @@ class FusedDecoder:
     """The fast decoder: bit for bit what `ReferenceDecoder` reads, until pixels are scaled.
 
     Args:
-        timeout_seconds: how long one clip may take; a decode that stalls raises DecodeError.
+        timeout_seconds: how long one clip may take; DecodeError after that. The clock is looked at between packets
+            and while a demuxer reads: one packet that decodes slowly, or one read of a slow disk, is not interrupted.
         direct: False = scale through PyAV's filter graphs even where swscale can be called directly.
     """
 
@@ -138,7 +139,10 @@ class _Clip:
             if (frame.width, frame.height) != (self.index.width, self.index.height):
                 given = f"{frame.width}x{frame.height}"
                 raise self.error(f"the frame size changes to {given} in mid-stream", [row])
-            self.canvas.draw(span.wanted[row], frame)
+            try:
+                self.canvas.draw(span.wanted[row], frame)
+            except (av.FFmpegError, MemoryError, ValueError) as error:
+                raise self.error(f"cannot be scaled or converted ({error})", [row]) from error
             missing.remove(row)
 
     def error(self, reason: str, rows: Iterable[int]) -> DecodeError:
@@ -162,15 +166,17 @@ class _ContextCache(threading.local):
     """Decoders of this thread by stream header: opening one costs as much as decoding a small frame."""
 
     def __init__(self) -> None:
-        self.contexts: OrderedDict[tuple[str, bytes], Any] = OrderedDict()
+        self.contexts: OrderedDict[tuple[str, str, bytes], Any] = OrderedDict()
 
     def get(self, index: PacketIndex) -> Any:
-        key = (index.codec, index.extradata)
+        key = (index.codec, index.codec_tag, index.extradata)
         context = self.contexts.get(key)
         if context is None:
             context = av.CodecContext.create(index.codec, "r")
             if index.extradata:
                 context.extradata = index.extradata
+            if index.codec_tag:
+                context.codec_tag = index.codec_tag
             context = self.contexts[key] = _prepared(context)
             if len(self.contexts) > _KEPT_CONTEXTS:
                 self.contexts.popitem(last=False)

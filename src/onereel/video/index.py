@@ -23,10 +23,14 @@ HEADER_ONLY_CODECS = frozenset(
 )
 # Codecs in which every packet shows exactly one frame, at its pts. Others are decoded once to learn the order.
 ONE_FRAME_PER_PACKET = frozenset({"h264", "hevc", "av1", "libdav1d", "vp9", "mjpeg"})
+TAGGED_CODECS = frozenset({"mpeg4"})
 COLOR_SPACES = {0: "rgb", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m"}
 COLOR_SPACES |= {9: "bt2020nc", 10: "bt2020c"}
 COLOR_RANGES = {1: "limited", 2: "full"}
 NO_TIME = int(np.iinfo(np.int64).min)
+# Of those, the codecs that reorder, and the containers that store no pts: theirs are decoding times, or guesses.
+REORDERING_CODECS = frozenset({"h264", "hevc"})
+CONTAINERS_WITHOUT_PTS = frozenset({"avi"})
 ATTACHED_PICTURE = 0x0400  # AV_DISPOSITION_ATTACHED_PIC: a cover image, not a video
 
 
@@ -57,6 +61,8 @@ class PacketIndex:
         addressable: whether bytes `[position, position + size)` of the file are exactly the packet.
         file_size: bytes of the file when it was indexed.
         mtime_ns: its modification time then; 0 means "do not compare" (a store that may be copied).
+        codec_tag: the container's four characters for the codec, as `XVID`, by which the MPEG-4 decoder knows an
+            encoder's habits; empty where nothing depends on it.
     """
 
     codec: str
@@ -81,6 +87,7 @@ class PacketIndex:
     addressable: bool
     file_size: int
     mtime_ns: int
+    codec_tag: str = ""
 
     @property
     def num_frames(self) -> int:
@@ -149,6 +156,7 @@ def build_packet_index(path: str, stream: int | None = None) -> PacketIndex:
             header = _header(video, probe)
             average_rate = float(video.average_rate or 0)
             is_progressive = int(video.codec_context.field_order) <= 1  # or not stated
+            may_lack_pts = _may_lack_pts(container, video)
             rows = list(_rows(path, container, video, header, status.st_size))
     except av.FFmpegError as error:
         raise DecodeError(path, f"not a readable video, or truncated ({error.strerror})") from error
@@ -156,6 +164,10 @@ def build_packet_index(path: str, stream: int | None = None) -> PacketIndex:
         raise DecodeError(path, "has a video stream with zero frames")
     columns = {name: np.array(column) for name, column in zip(_ROW, zip(*rows))}
     one_each = is_progressive and header["codec"] in ONE_FRAME_PER_PACKET
+    if may_lack_pts and (np.diff(columns["pts"]) > 0).all():
+        one_each = (
+            False  # in the order of decoding: either no frame is reordered, or these are no pts
+        )
     rank, pts = _display_order(path, number, columns, one_each)
     # A packet that shows nothing, though no edit list hides it, is a place holder: decoding cannot start there.
     key = columns["key"].astype(bool) & ((rank >= 0) | columns["discard"].astype(bool))
@@ -192,15 +204,26 @@ def _regular_file(path: str) -> os.stat_result:
 
 def _video_stream(path: str, container: Any, stream: int | None) -> int:
     """The number of the stream to read: `stream` if given, else FFmpeg's best."""
-    videos = [s.index for s in container.streams.video if not s.disposition & ATTACHED_PICTURE]
-    if not videos:
+    films = [s for s in container.streams.video if not s.disposition & ATTACHED_PICTURE]
+    if not films:
         raise DecodeError(path, "has no video stream (audio only)")
+    videos = [s.index for s in films if s.codec_context is not None]
+    if not videos:
+        raise DecodeError(path, "has a video stream whose codec is unknown; re-encode it")
     if stream is not None:
         if stream not in videos:
             raise DecodeError(path, f"stream {stream} is no video stream; video streams: {videos}")
         return stream
     best = container.streams.best("video")
     return best.index if best is not None and best.index in videos else videos[0]
+
+
+def _may_lack_pts(container: Any, video: Any) -> bool:
+    """Whether frames may be shown in another order than the container's times say (AVI, VfW in Matroska)."""
+    context = video.codec_context
+    if context.name not in REORDERING_CODECS:
+        return False
+    return container.format.name in CONTAINERS_WITHOUT_PTS or bool(context.has_b_frames)
 
 
 def _first_frame(path: str, container: Any, video: Any) -> Any:
@@ -230,7 +253,17 @@ def _header(video: Any, frame: Any) -> dict[str, Any]:
         "color_space": COLOR_SPACES.get(int(frame.colorspace), "unspecified"),
         "color_range": COLOR_RANGES.get(int(frame.color_range), "unspecified"),
         "time_base": Fraction(video.time_base),
+        "codec_tag": _codec_tag(context),
     }
+
+
+def _codec_tag(context: Any) -> str:
+    if context.name not in TAGGED_CODECS:
+        return ""
+    try:
+        return str(context.codec_tag)
+    except UnicodeDecodeError:
+        return ""  # no encoder with habits of its own has such a tag
 
 
 def _clockwise_turn(frame: Any) -> int:

@@ -92,6 +92,11 @@ def video_folder(name: str) -> str:
     return f"chunks/{safe}"
 
 
+def spare_folder(used: str) -> str:
+    """Where the chunks of a video that changed are made, while those in the folder `used` still serve."""
+    return used[:-1] if used.endswith("~") else used + "~"  # no `video_folder` ends like this
+
+
 def chunk_row(facts: dict[str, Any], index: PacketIndex) -> dict[str, Any]:
     """The row of a chunk whose file has the packet index `index`."""
     shown = index.pts[index.packet_of_frame]

@@ -11,7 +11,9 @@ The store is a folder:
 A file that fails anywhere (its header, or any frame of it) is quarantined whole: half a video would be a silent
 change of the data. A run that was killed is finished by the same command: chunks are written aside and renamed, and
 every few chunks are recorded in `parts/` until the index files are merged at the end. Files that were quarantined
-are tried again by every run; files whose size changed are made again; videos of earlier runs stay.
+are tried again by every run; files whose size changed are made again, beside the chunks that they replace. What an
+earlier run finished stays until it is replaced, also where its source is gone or cannot be read any more: then only
+`quarantine.csv` says so.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,14 @@ from onereel.errors import ConfigError, DataError, unknown_name
 from onereel.types import Quarantined
 from onereel.video.chunking import Settings, exact_rate
 from onereel.video.encode import PROFILES
-from onereel.video.manifest import has_chunks, merge, part_path, read_rows, video_folder
+from onereel.video.manifest import (
+    has_chunks,
+    merge,
+    part_path,
+    read_rows,
+    spare_folder,
+    video_folder,
+)
 from onereel.video.marker import open_store
 from onereel.video.schedule import Outcome, run_all
 from onereel.video.sources import Source, list_sources
@@ -139,11 +149,11 @@ def prepare(
     try:
         with open_store(store, settings, folder):
             existing = _complete_videos(store)
-            todo = [s for s in sources if not _is_done(s, store, existing)]
+            todo = [s for s in map(partial(_todo, store, existing), sources) if s is not None]
             try:
                 run_all(todo, settings, store, num_workers, progress, outcome)
             finally:
-                _commit(store, existing, {s.name for s in todo}, outcome)
+                _commit(store, existing, todo, outcome)
             return _report(store, outcome, time.perf_counter() - started)
     except OSError as error:
         raise DataError(
@@ -187,27 +197,47 @@ def _complete_videos(store: Path) -> dict[str, pa.Table]:
     return {name: rows.slice(s, n) for name, s, n in zip(names, starts.tolist(), counts.tolist())}
 
 
-def _is_done(source: Source, store: Path, existing: dict[str, pa.Table]) -> bool:
-    if source.name not in existing or not os.path.isfile(source.path):
-        return False
-    return has_chunks(store, existing[source.name], os.path.getsize(source.path))
+def _todo(store: Path, existing: dict[str, pa.Table], source: Source) -> Source | None:
+    """The source if its chunks must be made, with the folder where that harms no chunk that still serves."""
+    rows = existing.get(source.name)
+    if rows is None:
+        return source
+    folder = _folder(rows)
+    source_bytes = os.path.getsize(source.path) if os.path.isfile(source.path) else -1
+    if source_bytes != rows["source_bytes"][0].as_py():
+        return source._replace(folder=spare_folder(folder))
+    return None if has_chunks(store, rows, source_bytes) else source._replace(folder=folder)
 
 
-def _commit(store: Path, existing: dict[str, pa.Table], tried: set[str], outcome: Outcome) -> None:
-    """Merge what is complete into the index files, drop what was quarantined, and clean up."""
-    for name in outcome.quarantined:
-        _remove(store / video_folder(name))
-        _remove(store / "parts" / video_folder(name))
+def _folder(rows: pa.Table) -> str:
+    return os.path.dirname(rows["path"][0].as_py())
+
+
+def _commit(
+    store: Path, existing: dict[str, pa.Table], tried: list[Source], outcome: Outcome
+) -> None:
+    """Merge what is complete into the index files, then remove what nothing refers to.
+
+    The rows of an earlier run are dropped only where this run made others for the same video.
+    """
+    finished = outcome.finished
     _write_quarantine(store, outcome)
-    if tried & existing.keys() or outcome.finished or not (store / "packets.arrow").exists():
-        keep = (existing[name] for name in sorted(existing.keys() - tried))
+    if finished or not (store / "packets.arrow").exists():
+        keep = (existing[name] for name in sorted(existing.keys() - finished.keys()))
         parts = (
-            [part_path(store, name, chunk) for chunk in outcome.finished[name]]
-            for name in sorted(outcome.finished)
+            [part_path(store, name, chunk) for chunk in finished[name]] for name in sorted(finished)
         )
         merge(store, keep, parts)
-    for name in existing.keys() | outcome.finished.keys():
+    made = {source.name: source.folder for source in tried}
+    used = {name: _folder(rows) for name, rows in existing.items()}
+    used |= {name: made[name] for name in finished}
+    interrupted = made.keys() - finished.keys() - outcome.quarantined.keys()
+    for name in (made.keys() | used.keys()) - interrupted:
         _remove(store / "parts" / video_folder(name))
+        if name in used:
+            _remove(store / spare_folder(used[name]))
+        else:
+            _remove(store / made[name])
 
 
 def _remove(folder: Path) -> None:

@@ -24,8 +24,8 @@ class StreamFacts:
 
     Attributes:
         stream: number of the stream in the file.
-        codec: FFmpeg's name of the codec.
-        height: coded pixels, before rotation.
+        codec: FFmpeg's name of the codec, or "" where there is no decoder for it.
+        height: coded pixels, before rotation; 0 where unknown.
         width: likewise.
         fps: average rate as the container states it, or None.
         num_frames: frames as the container states them, or None. Only an index knows for sure.
@@ -49,6 +49,8 @@ class StreamFacts:
         """One clause, or the empty string where nothing in the header speaks against the stream."""
         if self.is_cover:
             return "only a cover picture, no film"
+        if not self.codec:
+            return f"stream {self.stream} has an unknown codec; re-encode it"
         if self.height < 2 or self.width < 2:
             return f"no picture size in the header of stream {self.stream}"
         return ""
@@ -109,15 +111,18 @@ def _stream_facts(stream: av.VideoStream) -> StreamFacts:
     seconds = None
     if stream.duration is not None and stream.time_base is not None:
         seconds = float(stream.duration * stream.time_base)
+    context: av.VideoCodecContext | None = (
+        stream.codec_context
+    )  # None: no decoder, whatever the type says
     return StreamFacts(
         stream=stream.index,
-        codec=stream.codec_context.name,
-        height=stream.codec_context.height,
-        width=stream.codec_context.width,
+        codec=context.name if context else "",
+        height=context.height if context else 0,
+        width=context.width if context else 0,
         fps=stream.average_rate or stream.guessed_rate,
         num_frames=stream.frames or None,
         duration_seconds=seconds,
-        pixel_format=stream.codec_context.pix_fmt or "",
+        pixel_format=(context.pix_fmt if context else None) or "",
         is_cover=bool(stream.disposition & stream.disposition.attached_pic),
     )
 

@@ -24,9 +24,8 @@ from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
 from onereel.video.index import PacketIndex, build_packet_index
 
-_FORMAT = (
-    1  # raise it when the meaning of a PacketIndex changes: older cache entries are then rebuilt
-)
+# Raise it when the meaning of a PacketIndex changes: older cache entries are then rebuilt.
+_FORMAT = 2
 _KEPT_IN_MEMORY = 1024
 _COLUMNS = ("position", "size", "rank", "key", "reference", "pts", "frame_times")
 
@@ -142,8 +141,13 @@ def load_packet_index(data: bytes) -> PacketIndex:
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that no reader ever sees half of it."""
+    """Write `data` to `path` so that no reader ever sees half of it, and many may write at once. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+        try:
+            file.write(data)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -56,7 +56,7 @@ def run_all(
         DataError: a process died.
         OSError: the store cannot be written.
     """
-    workers = num_workers or _available_cores()
+    workers = num_workers or num_cores()
     sizes = {s.name: os.path.getsize(s.path) if os.path.isfile(s.path) else 0 for s in sources}
     with _progress_bar(sum(sizes.values()), show_progress) as advance, _executor(workers) as pool:
         run = _Run(pool, settings, store, outcome, sizes, advance)
@@ -145,7 +145,8 @@ class _Run:
         self.advance(num_bytes, seconds)
 
 
-def _available_cores() -> int:
+def num_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

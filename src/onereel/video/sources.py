@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onereel.errors import DataError
+from onereel.video.manifest import video_folder
 from onereel.video.probe import VIDEO_SUFFIXES
 
 
 class Source(NamedTuple):
-    """One video: its name in the store, and the file it is read from."""
+    """One video: its name in the store, the file it is read from, and the folder of its chunks, below the store."""
 
     name: str
     path: str
+    folder: str
 
 
 def list_sources(
@@ -43,7 +45,9 @@ def list_sources(
         is_video = Path(source).suffix.lower() in VIDEO_SUFFIXES
         path = os.path.abspath(source)
         names = [os.path.relpath(path, folder)] if is_video else _listed(Path(source))
-    sources = [Source(name, os.path.join(folder, name)) for name in sorted(set(names))]
+    sources = [
+        Source(name, os.path.join(folder, name), video_folder(name)) for name in sorted(set(names))
+    ]
     if not sources:
         raise DataError(
             f"{source} names no video; files with these suffixes count: {' '.join(sorted(VIDEO_SUFFIXES))}"

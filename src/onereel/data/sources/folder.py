@@ -7,11 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from onereel.errors import DataError
-
-VIDEO_SUFFIXES = {
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-}
+from onereel.video.probe import VIDEO_SUFFIXES
 
 
 def read_folder(folder: Path) -> pa.Table:
