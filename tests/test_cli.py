@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,15 +22,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_is_fast_and_imports_nothing_heavy() -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = run("--help")
-        seconds.append(time.perf_counter() - start)
+def seconds_for_help() -> float:
+    start = time.perf_counter()
+    result = run("--help")
+    seconds = time.perf_counter() - start
     assert result.returncode == 0
     assert all(verb in result.stdout for verb in VERBS)
-    assert min(seconds) < 0.5
+    return seconds
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    assert min(seconds_for_help() for _ in range(2)) < 2
     loaded = subprocess.run(
         [
             sys.executable,
@@ -40,6 +44,12 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
         check=True,
     ).stdout.split()
     assert not {"torch", "numpy", "av", "tyro", "rich", "pyarrow"} & set(loaded)
+
+
+@pytest.mark.slow
+def test_help_comes_in_half_a_second() -> None:
+    """Of a machine that does nothing else: a busy one fails this."""
+    assert min(seconds_for_help() for _ in range(5)) < 0.5
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -64,10 +74,7 @@ def test_every_verb_has_help_with_an_example_that_fits_on_a_screen(
         (["train", "--data.train", "x.csv"], "recipe first"),
         (["train", "--resume"], "run folder and nothing else"),
         (["prepare"], "--out STORE"),
-        (
-            ["train", "actions", "--tokens.kind", "run-lenght", "--data.train", "none.csv"],
-            "none.csv",
-        ),
+        (["train", "actions", "--data.train", "none.csv"], "none.csv"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_remedy(
@@ -78,6 +85,24 @@ def test_a_mistake_is_one_line_with_the_remedy(
     assert error.startswith("onereel: error: ")
     assert hint in error
     assert "Traceback" not in error
+
+
+def test_a_misspelt_technique_names_the_nearest(
+    tmp_path: Path,
+    make_video: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path / "cache"))
+    make_video(tmp_path / "a.mp4")
+    (tmp_path / "train.csv").write_text("path,label\n" + "a.mp4,clap\na.mp4,wave\n" * 8)
+    arguments = ["train", "actions", "--data.train", str(tmp_path / "train.csv")]
+    arguments += ["--tokens.kind", "run-lenght", "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--train.batch-size-per-device", "2", "--data.num-workers", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("onereel: error: unknown tokens.kind 'run-lenght'")
+    assert "'run-length'" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_misspelt_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
