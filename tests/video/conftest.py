@@ -105,6 +105,16 @@ def rotated(path: Path, clockwise: int) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def unknown_codec(
+    tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]
+) -> Path:
+    """A Matroska file whose CodecID nobody knows."""
+    path = make_video(tmp_path_factory.mktemp("unknown") / "unknown.mkv", num_frames=5)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_STRANGE/NEW/X"))
+    return path
+
+
 def cut(path: Path, first: int) -> Path:
     """A copy without re-encoding whose edit list hides the frames before `first`."""
     out = path.with_name("cut.mp4")

@@ -44,6 +44,25 @@ def test_rates_are_rounded_to_those_people_mean(fps: float, exact: Fraction) -> 
     assert exact_rate(fps) == exact
 
 
+@given(st.integers(1, 500_000), st.sampled_from([24, 25, 30, 60]), st.floats(-2e-4, 2e-4))
+def test_a_rounded_rate_never_drifts_by_half_a_frame(
+    index: PacketIndex, num_frames: int, usual: int, error: float
+) -> None:
+    fps = usual * (1 + error)
+    rate = exact_rate(fps, num_frames)
+    assert num_frames * abs(float(rate) / fps - 1) < 0.5
+    assert max(rate.numerator, rate.denominator) < 2**31  # what MP4 and the manifest can hold
+
+
+def test_an_hour_near_a_usual_rate_keeps_its_time(index: PacketIndex) -> None:
+    fps = 30 * (1 + 9e-5)  # taken for 30, the last frame would come 0.32 s late
+    times = [i / fps for i in range(108_000)]
+    rate, shown = timeline(with_times(index, times, True, fps), None)
+    assert np.abs(np.arange(len(shown)) / float(rate) - times).max() < 0.5 / fps
+    _, shown = timeline(with_times(index, times, True, fps), Fraction(30))
+    assert np.abs(np.array(times)[shown] - np.arange(len(shown)) / 30).max() < 0.51 / fps
+
+
 @given(st.integers(1, 400), st.sampled_from([10, 24, 25, 29.97, 30, 59.94]))
 def test_a_constant_rate_maps_one_to_one(index: PacketIndex, num_frames: int, fps: float) -> None:
     times = [i / fps for i in range(num_frames)]
@@ -78,7 +97,7 @@ def test_a_long_video_becomes_several_units(
     make_video: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = make_video(tmp_path / "a.mp4", 150, 32, 48, options={"g": "20"})
-    units = plan(Source("a.mp4", str(path)), SETTINGS)
+    units = plan(Source("a.mp4", str(path), "chunks/a.mp4"), SETTINGS)
     assert [u.first_chunk for u in units] == [0, 4, 8]
     assert [len(u.shown) for u in units] == [60, 60, 30]
     assert units[0].seek_pts is None

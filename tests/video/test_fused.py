@@ -208,6 +208,26 @@ def test_two_decoders_of_one_thread_and_threads_of_one_decoder_do_not_mix(
     assert not failures
 
 
+def test_the_codec_tag_reaches_the_decoder(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    """By the tag `XVID` FFmpeg chooses Xvid's inverse transform, which rounds in its own way."""
+    options = {"g": "12", "flags": "bitexact"}  # without the encoder's name in the stream
+    path = make_video(tmp_path / "plain.avi", 20, codec="mpeg4", options=options)
+    tagged = tmp_path / "tagged.avi"
+    with av.open(str(path)) as reader, av.open(str(tagged), "w") as writer:
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        stream.codec_context.codec_tag = "XVID"
+        for packet in reader.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                writer.mux(packet)
+    clips = []
+    for file in (path, tagged):
+        source = VideoFile(str(file), build_packet_index(str(file)))
+        clips.append(DECODER.read(source, [3, 9], None, None))
+        assert torch.equal(clips[-1], ReferenceDecoder().read(source, [3, 9], None, None))
+    assert not torch.equal(*clips)
+
+
 def test_it_pickles(zoo: Callable[[str], Any]) -> None:
     DECODER.read(VideoFile(zoo("short_groups").path), [0], None, None)
     copy = pickle.loads(pickle.dumps(FusedDecoder(timeout_seconds=3.0)))
@@ -230,6 +250,17 @@ class TestBadInput:
         source = VideoFile(zoo(kind).path, build_packet_index(zoo(kind).path))
         with pytest.raises(DecodeError, match="frame 40: took longer than the time limit"):
             FusedDecoder(timeout_seconds=0.0).read(source, [40], None, None)
+
+    @pytest.mark.parametrize("error", [MemoryError("no context"), av.ArgumentError(22, "no graph")])
+    def test_a_scaler_that_cannot_be_made(
+        self, zoo: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr("onereel.video.scale.Canvas._scaler_for", fail)
+        with pytest.raises(DecodeError, match=r"frame 7: cannot be scaled or converted"):
+            FusedDecoder().read(VideoFile(zoo("fast").path), [7], None, (32, 32))
 
     @pytest.mark.parametrize("kind", ["default", "transport"])
     def test_a_file_that_is_gone(

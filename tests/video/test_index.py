@@ -12,7 +12,7 @@ import pytest
 
 from onereel.errors import DecodeError
 from onereel.video.encode import PROFILES
-from onereel.video.index import build_packet_index, is_reference
+from onereel.video.index import NO_TIME, build_packet_index, is_reference
 
 KINDS = (
     "default",
@@ -50,6 +50,17 @@ def test_frames_are_in_display_order(
     assert index.constant_rate
     assert index.fps == pytest.approx(30)
     assert index.frame_times == pytest.approx(np.arange(len(sample.frames)) / 30, abs=1e-3)
+
+
+def test_times_of_an_avi_are_not_taken_for_times_of_display(zoo: Callable[[str], Any]) -> None:
+    """Its demuxer numbers H.264 packets in the order of decoding."""
+    sample = zoo("avc_avi")
+    with av.open(sample.path) as container:
+        pts = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert pts == sorted(pts)
+    index = build_packet_index(sample.path)
+    assert index.rank[:5].tolist() == [0, 4, 2, 1, 3]
+    assert (index.pts == NO_TIME).all()
 
 
 def test_fast_profile_has_the_structure_that_makes_it_fast(zoo: Callable[[str], Any]) -> None:
@@ -203,6 +214,10 @@ class TestBadInput:
             container.mux(stream.encode(None))
         with pytest.raises(DecodeError, match=r"no video stream \(audio only\)"):
             build_packet_index(str(path))
+
+    def test_unknown_codec(self, unknown_codec: Path) -> None:
+        with pytest.raises(DecodeError, match=r"unknown\.mkv: .* whose codec is unknown"):
+            build_packet_index(str(unknown_codec))
 
     def test_zero_frames(self, tmp_path: Path) -> None:
         path = tmp_path / "none.mp4"

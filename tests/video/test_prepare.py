@@ -200,6 +200,100 @@ def test_a_repaired_file_is_taken_by_the_next_run(
     assert ChunkStore(str(tmp_path / "out")).info("a.mp4").num_frames == 40
 
 
+def change(source: Path, how: str, make_video: MakeVideo) -> None:
+    """Make the file at `source` useless."""
+    if how == "gone":
+        source.unlink()
+    elif how == "empty":
+        source.write_bytes(b"")
+    elif how == "no video":
+        source.write_text("no video at all")
+    else:  # another video, bad where its first chunks are finished already
+        data = bytearray(make_video(source, 150, 64, 96, options={"g": "15"}).read_bytes())
+        at = len(data) * 9 // 10
+        data[at : at + 300] = b"\x55" * 300
+        source.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "no video", "damaged"])
+def test_what_is_in_the_store_stays_when_its_source_goes_bad(
+    how: str,
+    run: Run,
+    numbers: Numbers,
+    manifest: Manifest,
+    files: Files,
+    make_video: MakeVideo,
+    tmp_path: Path,
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 40, 64, 96), tmp_path / "out"
+    run([str(source)], out)
+    rows, whole = manifest(out), files(out)
+    change(source, how, make_video)
+    for _ in range(2):
+        report = run([str(source)], out)
+        assert [q.path for q in report.quarantined] == [str(source)]
+        assert report.videos == 1
+        assert manifest(out) == rows
+        assert files(out) == whole
+        assert numbers(out, str(source)) == list(range(40))
+    assert str(source) in (out / "quarantine.csv").read_text()
+    for length in (50, 60):  # repaired, and changed again
+        make_video(source, length, 64, 96)
+        assert run([str(source)], out).quarantined == ()
+        assert numbers(out, str(source)) == list(range(length))
+        assert len(list(out.rglob("*.mp4"))) == -(-length // 15)
+
+
+def test_rows_stay_where_neither_chunk_nor_source_is_left(
+    run: Run, numbers: Numbers, manifest: Manifest, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 40, 64, 96), tmp_path / "out"
+    run([str(source)], out)
+    rows = manifest(out)
+    (out / str(rows[1]["path"])).unlink()
+    source.rename(tmp_path / "elsewhere.mp4")
+    assert len(run([str(source)], out).quarantined) == 1
+    assert manifest(out) == rows
+    (tmp_path / "elsewhere.mp4").rename(source)
+    run([str(source)], out)
+    assert numbers(out, str(source)) == list(range(40))
+
+
+def test_a_codec_that_nobody_knows(
+    run: Run, make_video: MakeVideo, unknown_codec: Path, tmp_path: Path
+) -> None:
+    good = make_video(tmp_path / "a.mp4", 5, 64, 96)
+    report = run([str(good), str(unknown_codec)], tmp_path / "out")
+    assert report.videos == 1
+    assert "unknown codec" in report.quarantined[0].reason
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        av.ExternalError(-1, "Generic error in an external library"),
+        av.ArgumentError(22, "Invalid argument"),
+        ValueError("cannot convert"),
+        AssertionError("is not one packet per tick"),
+        MemoryError(),
+    ],
+)
+def test_a_video_that_cannot_be_encoded_is_named(
+    error: Exception,
+    run: Run,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    make_video(tmp_path / "a.mp4", 5, 64, 96)
+    monkeypatch.setattr("onereel.video.chunking.write_chunk", fail)
+    report = run(tmp_path / "a.mp4", tmp_path / "out")
+    assert "cannot be scaled or encoded" in report.quarantined[0].reason
+
+
 def test_a_second_run_makes_nothing_again(
     run: Run, files: Files, make_video: MakeVideo, tmp_path: Path
 ) -> None:

@@ -52,3 +52,9 @@ def test_what_cannot_be_opened(tmp_path: Path, content: bytes | None, reason: st
         path.write_bytes(content)
     with pytest.raises(DecodeError, match=reason):
         probe(str(path))
+
+
+def test_a_codec_that_nobody_knows(unknown_codec: Path) -> None:
+    facts = probe(str(unknown_codec))
+    assert facts.why_unusable == "stream 0 has an unknown codec; re-encode it"
+    assert (facts.best_stream, facts.video_streams[0].codec) == (None, "")

@@ -130,3 +130,13 @@ def test_another_stream_can_be_asked_for(real_data: Path, tmp_path: Path) -> Non
     other = RawVideos(str(real_data / "long"), cache=str(tmp_path), stream=0)
     assert best.info(name).width == 480
     assert other.info(name).width == 320
+
+
+def test_a_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(raw.os, "replace", full)
+    with pytest.warns(UserWarning, match="cannot keep the packet index"):
+        RawVideos(str(folder), cache=str(folder / "cache")).info("clips/a.mp4")
+    assert not list((folder / "cache" / "packets").iterdir())

@@ -1,0 +1,186 @@
+"""Runs that are killed, interrupted or out of space are finished by the same command, in one process or many."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from onereel.errors import DataError
+from onereel.video.chunking import Unit, UnitDone, make_unit
+from onereel.video.prepare import PrepareReport
+from onereel.video.store import ChunkStore
+
+MakeVideo = Callable[..., Path]
+Run = Callable[..., PrepareReport]
+Numbers = Callable[[Path, str], list[int]]
+Manifest = Callable[[Path], list[dict[str, Any]]]
+Files = Callable[[Path], set[str]]
+
+
+@pytest.mark.slow
+def test_processes_make_the_same_store_as_one(
+    run: Run, manifest: Manifest, files: Files, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_video(tmp_path / "in" / name, 100, 48, 72)
+    (tmp_path / "in" / "bad.mp4").touch()
+    reports = [
+        run(tmp_path / "in", tmp_path / f"out{n}", num_workers=n, chunk_seconds=0.3) for n in (1, 2)
+    ]
+    assert manifest(tmp_path / "out1") == manifest(tmp_path / "out2")
+    assert files(tmp_path / "out1") == files(tmp_path / "out2")
+    assert reports[0].quarantined == reports[1].quarantined
+
+
+_SCRIPT = """
+import sys, time
+from onereel.video import prepare
+def wait_for_the_kill(*arguments):
+    time.sleep(600)
+if __name__ == "__main__":
+    prepare.merge = wait_for_the_kill
+    prepare.prepare(sys.argv[1], sys.argv[2], chunk_seconds=0.5, short_side=64, num_workers=2, progress=False)
+"""
+
+
+def test_a_killed_run_is_finished_by_the_next(
+    run: Run, manifest: Manifest, files: Files, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    videos, out = tmp_path / "in", tmp_path / "out"
+    videos.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        make_video(videos / name, 240, 96, 144)
+    (videos / "a bad one.mp4").touch()
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    killed = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(videos), str(out)])
+    deadline = time.monotonic() + 60
+    while not list(out.glob("parts/**/*.arrow")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    workers = [Path("/proc") / folder.name for folder in (out / "partial").iterdir()]
+    while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(
+        worker.exists() for worker in workers
+    )  # they end with the process that started them
+    assert list(out.glob("parts/**/*.arrow"))
+    assert not (out / "packets.arrow").exists()
+    with pytest.raises(DataError, match="run the same"):
+        ChunkStore(str(out))
+    for chunk in out.glob("chunks/*/*.mp4"):  # what is visible is whole
+        with av.open(str(chunk)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 15
+    report = run(videos, out)
+    assert report.encoded_seconds < report.video_seconds
+    run(videos, tmp_path / "never_killed")
+    assert manifest(out) == manifest(tmp_path / "never_killed")
+    assert files(out) == files(tmp_path / "never_killed")
+
+
+@pytest.mark.parametrize(
+    "where", ["chunking.write_chunk", "prepare.merge", "marker.os.replace", "chunking.write_part"]
+)
+def test_a_full_disk_stops_the_run_with_a_remedy(
+    run: Run, where: str, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_video(tmp_path / "a.mp4", 20, 64, 96)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"onereel.video.{where}", full)
+        with pytest.raises(DataError, match=r"No space left on device.*run the same command again"):
+            run(tmp_path / "a.mp4", tmp_path / "out")
+    assert run(tmp_path / "a.mp4", tmp_path / "out").quarantined == ()
+    assert ChunkStore(str(tmp_path / "out")).videos() == ["a.mp4"]
+
+
+def test_an_interrupted_run_keeps_what_it_finished(
+    run: Run, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_video(tmp_path / "in" / name, 40, 64, 96)
+
+    def interrupted(unit: Unit, out: str) -> UnitDone:
+        if unit.source.name == "b.mp4":
+            raise KeyboardInterrupt
+        return make_unit(unit, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.video.schedule.make_unit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "in", tmp_path / "out")
+    assert ChunkStore(str(tmp_path / "out")).videos() == ["a.mp4"]
+    assert run(tmp_path / "in", tmp_path / "out").videos == 2
+
+
+def test_an_interrupted_run_keeps_the_chunks_that_it_was_to_replace(
+    run: Run,
+    numbers: Numbers,
+    files: Files,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 40, 64, 96), tmp_path / "out"
+    run(source, out)
+    make_video(source, 100, 64, 96)
+
+    def interrupted(unit: Unit, out: str) -> UnitDone:
+        if unit.first_chunk:
+            raise KeyboardInterrupt
+        return make_unit(unit, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.video.schedule.make_unit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out)
+    assert numbers(out, "a.mp4") == list(range(40))
+    report = run(source, out)
+    assert report.encoded_seconds == pytest.approx(40 / 30)  # the first unit's 60 frames are there
+    assert numbers(out, "a.mp4") == list(range(100))
+    assert len([name for name in files(out) if name.endswith(".mp4")]) == 7
+
+
+def test_a_process_that_dies_is_told_with_its_video(
+    run: Run, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_video(tmp_path / "a.mp4", 5, 64, 96)
+
+    def submit(_: object, fn: Callable[..., object], *arguments: object) -> Future[object]:
+        future: Future[object] = Future()
+        if fn is make_unit:
+            future.set_exception(BrokenProcessPool())
+        else:
+            future.set_result(fn(*arguments))
+        return future
+
+    monkeypatch.setattr("onereel.video.schedule._Serial.submit", submit)
+    with pytest.raises(DataError, match=r"a process of prepare died.*a\.mp4"):
+        run(tmp_path / "a.mp4", tmp_path / "out")
+
+
+def test_one_run_at_a_time(run: Run, make_video: MakeVideo, tmp_path: Path) -> None:
+    import fcntl
+
+    make_video(tmp_path / "a.mp4", 5, 64, 96)
+    run(tmp_path / "a.mp4", tmp_path / "out")
+    with open(tmp_path / "out" / "store.json", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another run"):
+            run(tmp_path / "a.mp4", tmp_path / "out")
