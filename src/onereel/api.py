@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ from onereel.training import (
     plan_steps,
     read_config,
     resume_state,
+    run_lock,
     run_on_main,
 )
 from onereel.types import Batch, SampleKey
@@ -150,13 +153,13 @@ def resume(run: str | Path) -> TrainResult:
 def _train(config: RunConfig, run: Path, *, overwrite: bool, resume: bool) -> TrainResult:
     if not config.data.train:
         raise ConfigError("no training list: give --data.train LIST")
-    with distributed(config.train.device) as world:
+    with distributed(config.train.device) as world, ExitStack() as held:
         torch.set_num_threads(build.num_threads(config, world.world_size))
-        return _train_in(world, config, run, overwrite, resume)
+        return _train_in(world, config, run, overwrite, resume, held)
 
 
 def _train_in(
-    world: World, config: RunConfig, run: Path, overwrite: bool, resume: bool
+    world: World, config: RunConfig, run: Path, overwrite: bool, resume: bool, held: ExitStack
 ) -> TrainResult:
     annotations = build.build_annotations(config, config.data.train)
     class_names = annotations.label_names()
@@ -173,6 +176,7 @@ def _train_in(
     if config.train.compile:
         model.encoder.compile(dynamic=True)
     plan = plan_steps(config, loader.num_batches, world.world_size)
+    run_on_main(lambda: held.enter_context(run_lock(run)))
     run_on_main(lambda: create_run(run, config, overwrite=overwrite, resume=resume))
     result = fit(
         objective,
@@ -204,6 +208,20 @@ def _caption(dataset: ClipDataset, sample: Sample) -> str:
     return f"{record.label}: {record.caption}" if record.caption else record.label or record.path
 
 
+def _check_present(dataset: ClipDataset) -> None:
+    """Raise DataError, before hours of training, where videos of a test list are not there."""
+    annotations, library = dataset.annotations, dataset.reader.library
+    paths = dict.fromkeys(annotations.record(i).path for i in range(len(annotations)))
+    missing = [path for path in paths if path not in library]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{annotations.source}: {len(missing)} of {len(paths)} videos are not there: "
+            f"{', '.join(missing[:5])}{more}. Correct the list, data.root or data.store; "
+            "`onereel prepare --check LIST` names all"
+        )
+
+
 class _Evaluation:
     """The run's test of itself: `evaluate(model)` gives numbers and writes RUN/eval/val.json.
 
@@ -217,6 +235,7 @@ class _Evaluation:
         annotations = build.build_annotations(config, config.data.val)
         annotations.check_labels(class_names)
         self.dataset = build.build_dataset(config, annotations, class_names, training=False)
+        _check_present(self.dataset)
         self.loader = build.build_eval_loader(config, self.dataset, world=world)
         self.augment = build.build_augment(config, len(class_names), training=False)
 
@@ -235,7 +254,12 @@ class _Evaluation:
         return result
 
     def __call__(self, model: VideoModel) -> dict[str, float]:
-        result = self.result(model, RESULT)
+        """The numbers for the log. A test that fails is said, and costs no training: `onereel eval` repeats it."""
+        try:
+            result = self.result(model, RESULT)
+        except OnereelError as error:
+            logger.error("the evaluation failed, training goes on: %s", error)
+            return {}
         names = ("top1", "top5", "mean_class_accuracy", "kept_ratio", "clips_per_second", "seconds")
         return {name: getattr(result, name) for name in names}
 
@@ -265,7 +289,9 @@ def _write_pictures_and_report(
     if not samples:
         write_report(run)
         return
-    batch = Batch(torch.stack([s.clip for s in samples]), [s.key for s in samples])
+    batch = Batch(
+        torch.stack([s.clip for s in samples]), [s.key for s in samples], num_clips=len(samples)
+    )
     normalise = build.build_augment(config, 0, training=False)
     device = next(model.parameters()).device
     with evaluating(model):
@@ -293,7 +319,7 @@ def evaluate(
     run: str | Path,
     *,
     val: str = "",
-    name: str = RESULT,
+    name: str = "",
     checkpoint: str | Path = "",
     config: RunConfig | None = None,
     device: str = "auto",
@@ -303,10 +329,24 @@ def evaluate(
     Args:
         val: list to test on; empty: the run's own validation list.
         checkpoint: weights; empty: the run's newest.
+        name: of the result; empty: "val", where list, tokens, views and weights are the run's own.
         config: the run's configuration with other data, tokens or views.
+
+    Raises:
+        ConfigError: settings differ from the run's and the result has no name of its own.
     """
-    config = config or read_config(run)
-    config = replace(config, data=replace(config.data, val=val or config.data.val))
+    own = read_config(run)
+    config = config or own
+    config = replace(config, data=replace(config.data, val=_absolute(val or config.data.val)))
+    if not name and (config != own or checkpoint):
+        raise ConfigError(
+            f"these are not the settings that {run} was trained and tested with: give the result a --name"
+        )
+    name = name or RESULT
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(
+            f"the name of a result is {name!r}; allowed: letters, digits, '_', '-', '.'"
+        )
     if not config.data.val:
         raise ConfigError(f"{run} was trained without a validation list: give --data.val LIST")
     with distributed(device) as world:

@@ -5,7 +5,6 @@ A new selector, objective or model is one file in its room and one line here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from onereel.tokens.run_length import RunLength
 from onereel.tokens.selector import KeepAll, RandomTokens, Selector, Tube
 from onereel.training import World
 from onereel.video.library import VideoLibrary, open_library
+from onereel.video.schedule import num_cores
 
 SELECTORS: dict[str, Callable[[TokensConfig, int, int], Selector]] = {
     "all": lambda tokens, tubelet, patch: KeepAll(),
@@ -107,12 +107,6 @@ def build_dataset(
         num_clips=1 if training else views.num_clips,
         num_crops=1 if training else views.num_crops,
     )
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def num_workers(config: RunConfig, devices_here: int = 1) -> int:

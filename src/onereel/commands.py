@@ -210,7 +210,7 @@ EVAL_HELP = """usage: onereel eval RUN [--name NAME] [--data.val LIST] [--tokens
 
 Test a run on its validation list, or on another, with the run's settings or with others.
 
-  --name NAME           the result is written to RUN/eval/NAME.json (default val)
+  --name NAME           the result is written to RUN/eval/NAME.json; needed where settings are not the run's own
   --data.val LIST       another list
   --tokens.kind KIND    other tokens: all, random, tube, run-length
   --eval.num-clips 5 --eval.num-crops 3      views per video
@@ -227,8 +227,8 @@ class EvalOptions:
 
     run: Run
     """Run folder."""
-    name: str = "val"
-    """The result is written to RUN/eval/NAME.json and named so in the report."""
+    name: str = ""
+    """The result is written to RUN/eval/NAME.json; needed where the settings are not the run's own."""
     checkpoint: str = ""
     """Checkpoint file; default: the newest of the run."""
     device: str = "auto"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -123,6 +124,7 @@ class TokensConfig:
     """Add a learned embedding of each token's run length (zero-initialised)."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.threshold < math.inf, "tokens.threshold", self.threshold, "0 or more")
         _require(0 < self.keep_ratio <= 1, "tokens.keep_ratio", self.keep_ratio, "above 0, up to 1")
 
 
@@ -200,6 +202,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "lr_batch_size", "warmup_epochs", "weight_decay", "clip_grad_norm"):
             _require(getattr(self, name) >= 0, f"optim.{name}", getattr(self, name), "0 or more")
+        for name, value in (("betas", max(self.betas)), ("momentum", self.momentum)):
+            _require(0 <= value < 1, f"optim.{name}", getattr(self, name), "0 or more, below 1")
+        _require(min(self.betas) >= 0, "optim.betas", self.betas, "0 or more, below 1")
         _require(0 < self.layer_decay <= 1, "optim.layer_decay", self.layer_decay, "above 0, to 1")
         _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "0 or more, below 1")
 
@@ -265,6 +270,7 @@ class RunConfig:
     recipe: str = ""
     """The recipe this configuration came from."""
     seed: int = 0
+    """What all randomness of the run derives from."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
@@ -273,6 +279,9 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2 ** 63")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from onereel import build
 from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
 from onereel.models.video_model import VideoModel
-from onereel.training import latest_valid, load_checkpoint
+from onereel.training import holds_run, latest_valid, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,10 @@ def load(path: str | Path, config: RunConfig | None = None) -> TrainedModel:
 def _state(path: str | Path) -> dict[str, Any]:
     """The checkpoint in a file, or the newest whole one of a run folder."""
     path = Path(path)
+    if path.is_dir() and not holds_run(path):
+        raise ConfigError(
+            f"{path} holds no run: there is neither config.json nor checkpoints in it"
+        )
     return latest_valid(path)[1] if path.is_dir() else load_checkpoint(path)
 
 

@@ -108,7 +108,7 @@ class Batch:
     captions: list[str] | None = None
     scoring_clips: Tensor | None = None
     num_failed: int = 0
-    num_clips: int = 0
+    num_clips: int = field(kw_only=True)
 
 
 class TubeletGrid(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 
 from onereel.config import OptimConfig, RunConfig
 from onereel.errors import ConfigError
-from onereel.training import create_run, holds_run, read_config, versions
+from onereel.training import create_run, holds_run, read_config, run_lock, versions
 
 
 def test_a_new_run_holds_its_config_and_versions(tmp_path):
@@ -19,9 +19,31 @@ def test_a_new_run_holds_its_config_and_versions(tmp_path):
 
 def test_a_folder_that_holds_a_run_is_refused_and_both_ways_out_are_named(tmp_path):
     create_run(tmp_path, RunConfig())
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match=r"--resume .*--overwrite"):
         create_run(tmp_path, RunConfig(seed=1))
     assert read_config(tmp_path).seed == 0
+
+
+def test_a_run_that_never_made_a_step_is_in_nobodys_way(tmp_path):
+    create_run(tmp_path, RunConfig())
+    create_run(tmp_path, RunConfig(seed=1))
+    assert read_config(tmp_path).seed == 1
+
+
+def test_one_process_at_a_time(tmp_path):
+    with run_lock(tmp_path / "run"):
+        create_run(tmp_path / "run", RunConfig())
+        with (
+            pytest.raises(ConfigError, match="another process is training"),
+            run_lock(tmp_path / "run"),
+        ):
+            pass
+    with run_lock(tmp_path / "run"):
+        pass
+    with run_lock(tmp_path / "unused"):
+        pass
+    assert not (tmp_path / "unused").exists()
 
 
 def test_a_folder_with_nothing_but_a_checkpoint_counts_as_a_run(tmp_path):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from onereel.data.annotations import Annotations, Record
 from onereel.data.dataset import ClipDataset, ClipReader, Sample
 from onereel.data.order import shuffled
-from onereel.data.workers import hidden_main, worker_options
+from onereel.data.workers import main_hidden_from, worker_options
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.types import Batch, SampleKey
 
@@ -146,7 +146,7 @@ class ClipLoader:
             return
         if self._next != (epoch, start):
             self._plan.first = (epoch, start)
-            with hidden_main(self._library):
+            with main_hidden_from(self._library):
                 self._stream = iter(self._data_loader)
         self._next = None
         seen = failed = 0

@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from onereel.processes import hidden_main
 
 if TYPE_CHECKING:
     from onereel.video.library import VideoLibrary
@@ -39,20 +38,9 @@ def worker_options(num_workers: int, prefetch: int, library: VideoLibrary) -> di
     }
 
 
-@contextmanager
-def hidden_main(library: VideoLibrary) -> Iterator[None]:
-    """Start workers without importing the program's main module, unless that defines the library.
-
-    By default they would import it: a script that calls onereel without `if __name__ == "__main__":` would run again in
-    each of them, and one read from standard input could not start any.
-    """
-    main = sys.modules["__main__"]
-    if type(library).__module__ != "__main__":
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+def main_hidden_from(library: VideoLibrary) -> AbstractContextManager[None]:
+    """`hidden_main`, unless the program's main module defines the library, which workers then must import."""
+    return nullcontext() if type(library).__module__ == "__main__" else hidden_main()
 
 
 def _start_worker(worker: int) -> None:

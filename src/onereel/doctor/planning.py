@@ -31,6 +31,7 @@ from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.efficiency import Throughput, measure_training
 from onereel.training import pick_device
 from onereel.types import Batch, SampleKey
+from onereel.video.schedule import num_cores
 
 if TYPE_CHECKING:
     from onereel.data.annotations import Annotations
@@ -149,7 +150,7 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
     with _threads(build.num_threads(config, num_devices)):
         speed = measure_model(config, model, _example_clips(config, dataset, device))
         model_cores = torch.get_num_threads() if device.type == "cpu" else 0
-    cores = build.num_cores()
+    cores = num_cores()
     rates = Rates(
         decode_clips_per_second=decode.clips_per_second,
         num_worker_cores=min(cores, num_devices * build.num_workers(config, num_devices)),

@@ -17,9 +17,9 @@ import torch
 from rich.table import Table
 
 import onereel
-from onereel.build import num_cores
 from onereel.doctor.measure import NUM_READERS, DiskRate, measure_disk
 from onereel.training.peak import measure_peak_flops
+from onereel.video.schedule import num_cores
 
 PROBE_SECONDS = 60
 # What each optional decoder is asked for: importing its decoder loads the shared libraries that may be missing.

@@ -39,7 +39,7 @@ def load_recipe(name: str) -> RunConfig:
     """The configuration of recipe `name`, which remembers where it came from."""
     try:
         config = recipe_function(name)()
-    except (TypeError, ValueError, NameError, AttributeError) as error:
+    except Exception as error:  # somebody else's code may raise anything
         if not name.endswith(".py") or isinstance(error, ConfigError):
             raise
         raise _error_in(Path(name), error) from error

@@ -7,6 +7,7 @@ from dataclasses import replace
 from onereel.config import (
     AugmentConfig,
     DataConfig,
+    EvalConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
@@ -24,21 +25,22 @@ def actions() -> RunConfig:
     """
     return RunConfig(
         data=DataConfig(
-            num_frames=16, size=56, crop_scale=(0.6, 1.0), num_workers=1, max_bad_ratio=0.05
+            num_frames=16, size=32, crop_scale=(0.7, 1.0), num_workers=1, max_bad_ratio=0.05
         ),
-        augment=AugmentConfig(hflip_prob=0.0, color_jitter=0.3),
-        model=ModelConfig(name="vit_micro_patch8_56", patch_norm=True),
+        augment=AugmentConfig(hflip_prob=0.0, color_jitter=0.2),
+        model=ModelConfig(name="vit_micro_patch8_32", patch_norm=True),
         objective=ObjectiveConfig(label_smoothing=0.1),
         optim=OptimConfig(
             lr=3e-3, lr_batch_size=0, warmup_epochs=5, betas=(0.9, 0.98), clip_grad_norm=1.0
         ),
-        train=TrainConfig(epochs=200, batch_size_per_device=16, log_every=25, save_every=250),
+        train=TrainConfig(epochs=300, batch_size_per_device=16, log_every=25, save_every=250),
+        eval=EvalConfig(num_clips=2, num_crops=3, batch_size_per_device=24),
     )
 
 
 def actions_rlt() -> RunConfig:
     """The same run with run-length tokens: only what moves is computed.
 
-    The threshold is half of RLT's 0.1: pictures of 56 pixels are averages, with less noise and paler edges.
+    The threshold is half of RLT's 0.1: pictures of 32 pixels are averages, with less noise and paler edges.
     """
     return replace(actions(), tokens=TokensConfig(kind="run-length", threshold=0.05))

@@ -23,7 +23,7 @@ from onereel.training.loop import FitResult, fit
 from onereel.training.optim import create_optimizer
 from onereel.training.peak import measure_peak_flops
 from onereel.training.plan import StepPlan, plan_steps
-from onereel.training.run_folder import create_run, holds_run, read_config, versions
+from onereel.training.run_folder import create_run, holds_run, read_config, run_lock, versions
 from onereel.training.schedule import create_schedule
 from onereel.training.step import NonFiniteError, compute_dtype
 
@@ -53,6 +53,7 @@ __all__ = [
     "rank",
     "read_config",
     "resume_state",
+    "run_lock",
     "run_on_main",
     "versions",
     "world_size",

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onereel.config import RunConfig, from_json, to_json
@@ -17,6 +20,7 @@ from onereel.errors import ConfigError
 from onereel.files import write_atomically
 
 CONTENTS = ("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html")
+LOCK = ".lock"
 FOLDERS = ("tensorboard", "checkpoints", "eval", "examples")
 
 
@@ -39,13 +43,13 @@ def create_run(
     if holds_run(run):
         if resume:
             return run
-        if not overwrite:
+        if not overwrite and _has_begun(run):
             raise ConfigError(
                 f"{run} already holds a run. Continue it with --resume {run}, replace it with --overwrite, "
                 "or give another folder."
             )
         _remove_run(run)
-    elif run.is_dir() and any(run.iterdir()):
+    elif run.is_dir() and any(path.name != LOCK for path in run.iterdir()):
         raise ConfigError(f"{run} is not empty and holds no run of onereel; give another folder.")
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -54,6 +58,47 @@ def create_run(
     except OSError as error:
         raise ConfigError(f"{run} cannot be written: {error}; give another folder") from error
     return run
+
+
+@contextmanager
+def run_lock(run: str | Path) -> Iterator[None]:
+    """Hold the folder for one training process.
+
+    Raises:
+        ConfigError: another process trains in it, or it cannot be written.
+    """
+    path = Path(run) / LOCK
+    made = not path.parent.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"{run} cannot be written: {error.strerror}; give another folder"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(
+            f"another process is training in {run}; wait for it, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+        if made:
+            with suppress(OSError):
+                path.parent.rmdir()  # only where nothing was written after all
+
+
+def _has_begun(run: Path) -> bool:
+    """Whether anything was trained: a run that failed before its first step is no loss."""
+    metrics = run / "metrics.jsonl"
+    return any(run.glob("checkpoints/step_*.pt")) or (
+        metrics.exists() and metrics.stat().st_size > 0
+    )
 
 
 def holds_run(run: str | Path) -> bool:
@@ -76,6 +121,10 @@ def read_config(run: str | Path) -> RunConfig:
         return from_json(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: {error} Was it written by another version of onereel?"
+        ) from error
 
 
 def versions() -> dict[str, str]:

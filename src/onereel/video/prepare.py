@@ -120,7 +120,6 @@ def prepare(
 ) -> PrepareReport:
     """Make, finish or extend the chunk store `out`.
 
-    Call it under `if __name__ == "__main__":` in a script: its worker processes import the script again.
 
     Args:
         source: a folder, a list or CSV (column `path`), one video, or paths.

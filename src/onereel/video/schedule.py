@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from onereel.errors import DataError, DecodeError
+from onereel.processes import hidden_main
 from onereel.types import Quarantined
 from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan
 from onereel.video.manifest import has_chunks, part_path, read_rows
@@ -178,7 +179,8 @@ def _executor(workers: int) -> Iterator[Executor]:
     lifeline, held = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(lifeline,))
     try:
-        yield pool
+        with hidden_main():  # processes start as work is handed out
+            yield pool
     except BaseException:
         held.close()  # at once: an interrupted run must not wait for minutes of encoding
         raise
