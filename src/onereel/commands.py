@@ -27,7 +27,7 @@ TRAIN_HELP = """usage:
 
 Train a recipe (a name from `onereel recipes`, or a .py file with a function `recipe()`).
 
-  --data.train LIST     CSV with path,label (or path,caption[,start,end]), a "path label" list, or a folder per class
+  --data.train LIST     CSV with path,label[,start,end], a "path label" list, or a folder per class
   --data.val LIST       tested at the end, and every --train.eval-every epochs
   --data.store STORE    read from this chunk store; without it, the raw files are indexed on first use
   --out RUN             run folder (default runs/RECIPE)

@@ -26,7 +26,7 @@ class DataConfig:
     """Which clips, and how they are read."""
 
     train: str = ""
-    """Training list: a CSV with path,label or path,caption[,start,end], a "path label" list, or a folder per class."""
+    """Training list: a CSV with path,label[,start,end], a "path label" list, or a folder per class."""
     val: str = ""
     """Validation list, in any of the same forms."""
     root: str = ""

@@ -31,9 +31,9 @@ def actions() -> RunConfig:
         model=ModelConfig(name="vit_micro_patch8_32", patch_norm=True),
         objective=ObjectiveConfig(label_smoothing=0.1),
         optim=OptimConfig(
-            lr=3e-3, lr_batch_size=0, warmup_epochs=5, betas=(0.9, 0.98), clip_grad_norm=1.0
+            lr=1.5e-3, lr_batch_size=0, warmup_epochs=5, betas=(0.9, 0.98), clip_grad_norm=1.0
         ),
-        train=TrainConfig(epochs=300, batch_size_per_device=16, log_every=25, save_every=250),
+        train=TrainConfig(epochs=350, batch_size_per_device=8, log_every=50, save_every=500),
         eval=EvalConfig(num_clips=2, num_crops=3, batch_size_per_device=24),
     )
 
