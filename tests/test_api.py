@@ -27,7 +27,7 @@ from onereel.config import (
     TokensConfig,
     TrainConfig,
 )
-from onereel.errors import ConfigError, DataError
+from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.training import list_checkpoints
 
 TINY = RunConfig(
@@ -393,3 +393,57 @@ def test_kill_and_ctrl_c_and_resume_give_the_same_losses(long_recipe: Path, tmp_
     assert main(["train", "--resume", str(broken)]) == 0
     assert losses(broken) == losses(whole)
     assert len(losses(whole)) == 24
+
+
+# ------------------------------------------------------------------------------------------------ results and names
+
+
+def test_a_result_under_other_settings_needs_a_name_of_its_own(trained: Path) -> None:
+    before = (trained / "eval" / "val.json").read_bytes()
+    config = api.run_config(trained)
+    fewer = replace(config, tokens=TokensConfig(kind="random", keep_ratio=0.5))
+    with pytest.raises(ConfigError, match="give the result a --name"):
+        onereel.evaluate(trained, config=fewer)
+    assert (trained / "eval" / "val.json").read_bytes() == before
+    for name in ("../evil", "a/b", ".hidden", "<b>"):
+        with pytest.raises(ConfigError, match="the name of a result is"):
+            onereel.evaluate(trained, config=fewer, name=name)
+    assert onereel.evaluate(trained, config=fewer, name="random50").kept_ratio == 0.5
+
+
+def test_missing_test_videos_are_named_before_training(videos: Path, tmp_path: Path) -> None:
+    (videos / "absent.csv").write_text("path,label\nclip 0.mp4,clap\nnot here.mp4,wave\n")
+    lists = {"data": str(videos / "train.csv"), "val": str(videos / "absent.csv")}
+    with pytest.raises(DataError, match=r"1 of 2 videos are not there: not here\.mp4"):
+        onereel.train(TINY, **lists, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_that_fails_costs_no_training(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged test video is said in the log; the run ends, and the evaluation by itself raises."""
+    whole = (videos / "clip 0.mp4").read_bytes()
+    (videos / "damaged.mp4").write_bytes(whole[: len(whole) // 2])
+    (videos / "damaged.csv").write_text("path,label\nclip 1.mp4,wave\ndamaged.mp4,clap\n")
+    lists = {"data": str(videos / "train.csv"), "val": str(videos / "damaged.csv")}
+    run = tmp_path / "run"
+    assert onereel.train(TINY, **lists, out=run).step == 6
+    assert "the evaluation failed, training goes on" in caplog.text
+    assert list_checkpoints(run)
+    with pytest.raises(DecodeError, match="damaged"):
+        onereel.evaluate(run)
+
+
+def test_prepare_in_a_script_without_a_main_guard(videos: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import onereel\n"
+        f"report = onereel.prepare({str(videos)!r}, {str(tmp_path / 'store')!r}, num_workers=2, progress=False)\n"
+        "print(report.chunks)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 8
