@@ -74,6 +74,9 @@ def test_every_verb_has_help_with_an_example_that_fits_on_a_screen(
         (["train", "--data.train", "x.csv"], "recipe first"),
         (["train", "--resume"], "run folder and nothing else"),
         (["prepare"], "--out STORE"),
+        (["prepare", "videos", "--check", "list.csv"], "either it, or a source"),
+        (["predict", "run"], "predict needs videos"),
+        (["predict", "run", "a.mp4", "--top-k", "0"], "--top-k is 0"),
         (["train", "actions", "--data.train", "none.csv"], "none.csv"),
     ],
 )
@@ -110,3 +113,8 @@ def test_a_misspelt_option_names_the_nearest(capsys: pytest.CaptureFixture[str])
         main(["train", "actions", "--optim.lrr", "3e-4"])
     assert stop.value.code == 2
     assert "--optim.lr" in capsys.readouterr().err
+
+
+def test_help_takes_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "train"]) == 0
+    assert "onereel train RECIPE" in capsys.readouterr().out

@@ -57,6 +57,8 @@ def fail(message: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code is 0, 2 for a user's mistake, 130 when interrupted."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [argv[1], "--help"]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0

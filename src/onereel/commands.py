@@ -91,6 +91,10 @@ def prepare(
     """
     from onereel import api
 
+    if check and (source or out):
+        raise ConfigError(
+            "--check examines a list and prepares nothing: give either it, or a source and --out"
+        )
     if check:
         findings = api.check_annotations(
             check, root=root, store=store, labels=labels, recipe=recipe
@@ -285,6 +289,10 @@ def predict(
     from onereel import api
     from onereel.evaluation.predict import check_predictions_path, exit_code, write_predictions
 
+    if not videos:
+        raise ConfigError("predict needs videos: onereel predict RUN VIDEO...")
+    if top_k < 1:
+        raise ConfigError(f"--top-k is {top_k}; allowed: 1 or more")
     if out:
         check_predictions_path(out)
     predictions = api.predict(
