@@ -409,6 +409,9 @@ def test_a_result_under_other_settings_needs_a_name_of_its_own(trained: Path) ->
         with pytest.raises(ConfigError, match="the name of a result is"):
             onereel.evaluate(trained, config=fewer, name=name)
     assert onereel.evaluate(trained, config=fewer, name="random50").kept_ratio == 0.5
+    settings = json.loads((trained / "eval" / "random50.json").read_text())["settings"]
+    assert settings["tokens"]["kind"] == "random"
+    assert settings["data"]["val"].endswith("val.csv")
 
 
 def test_missing_test_videos_are_named_before_training(videos: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from onereel import build
-from onereel.config import RunConfig, from_dict
+from onereel.config import RunConfig, from_dict, to_dict
 from onereel.data.annotations import AnnotationReport
 from onereel.data.annotations import check_annotations as _check_annotations
 from onereel.data.dataset import ClipDataset, Sample
@@ -239,7 +239,9 @@ class _Evaluation:
         self.loader = build.build_eval_loader(config, self.dataset, world=world)
         self.augment = build.build_augment(config, len(class_names), training=False)
 
-    def result(self, model: VideoModel, name: str) -> ClassificationResult:
+    def result(
+        self, model: VideoModel, name: str, weights: str | Path = ""
+    ) -> ClassificationResult:
         result = evaluate_classification(
             model,
             self.loader,
@@ -250,7 +252,11 @@ class _Evaluation:
             precision=self.config.train.precision,
             seed=self.config.seed,
         )
-        run_on_main(lambda: result.save(self.run / "eval" / f"{name}.json"))
+        settings = {
+            "weights": str(weights or self.run),
+            **{part: to_dict(getattr(self.config, part)) for part in ("data", "tokens", "eval")},
+        }
+        run_on_main(lambda: result.save(self.run / "eval" / f"{name}.json", settings))
         return result
 
     def __call__(self, model: VideoModel) -> dict[str, float]:
@@ -352,7 +358,7 @@ def evaluate(
     with distributed(device) as world:
         trained = load(checkpoint or run, config)
         test = _Evaluation(config, Path(run), trained.class_names, world)
-        return test.result(trained.model.to(world.device), name)
+        return test.result(trained.model.to(world.device), name, checkpoint)
 
 
 def predict(

@@ -114,11 +114,12 @@ class ClassificationResult:
         plain["confusion"] = tuple(tuple(entry) for entry in values["confusion"])
         return cls(**plain)
 
-    def save(self, path: str | Path) -> None:
-        """Write the JSON file whole or not at all; its folder is made."""
+    def save(self, path: str | Path, settings: dict[str, Any] | None = None) -> None:
+        """Write the JSON file whole or not at all, with the `settings` that it was made under; its folder is made."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(self.to_dict()) + "\n")
+        values = {**self.to_dict(), "settings": settings or {}}
+        write_atomically(path, json.dumps(values) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> ClassificationResult:
