@@ -63,23 +63,23 @@ def _hierarchy(num_b_frames: int) -> dict[str, str]:
 
 PROFILES: dict[str, Profile] = {
     "fast": Profile(
-        "15 B-frames in a fixed pyramid, CAVLC: 4.8 / 12.9 ms to read; 259 kb/s, 42.6 dB",
+        "15 B-frames in a fixed pyramid, CAVLC: 3.8 / 11.0 ms to read; 259 kb/s, 42.6 dB",
         _hierarchy(15),
     ),
     "balanced": Profile(
-        "7 B-frames in a fixed pyramid, CAVLC: 5.2 / 15.1 ms to read; 264 kb/s, 43.4 dB",
+        "7 B-frames in a fixed pyramid, CAVLC: 4.4 / 12.5 ms to read; 264 kb/s, 43.4 dB",
         _hierarchy(7),
     ),
     "small": Profile(
-        "GOP 30, x264's own B-frames, CABAC: 8.9 / 23.3 ms to read; 265 kb/s, 44.2 dB",
+        "GOP 30, x264's own B-frames, CABAC: 7.2 / 20.6 ms to read; 265 kb/s, 44.2 dB",
         {"g": "30"},
     ),
     "intra": Profile(
-        "every frame a key frame: 2.8 / 9.2 ms to read; 1088 kb/s, 40.3 dB",
+        "every frame a key frame: 2.2 / 8.2 ms to read; 1089 kb/s, 40.3 dB",
         {"g": "1", "bf": "0", "tune": "fastdecode"},
     ),
 }
-"""The figures: seven real videos (316 s, 10 to 30 frames a second) at 288 pixels and CRF 23; one core's CPU time to
+"""The figures, printed by `benchmarks/profiles.py`: seven real videos (316 s, 10 to 30 frames a second) at 288 pixels and CRF 23; one core's CPU time to
 read 4 frames of a random second / 16 frames 4 apart, cropped and scaled to 224; bit rate; luma PSNR. At equal quality
 `small` has the fewest bytes by more than these rates show: one dB costs about a fifth of them."""
 
