@@ -79,9 +79,9 @@ PROFILES: dict[str, Profile] = {
         {"g": "1", "bf": "0", "tune": "fastdecode"},
     ),
 }
-"""The figures, printed by `benchmarks/profiles.py`: seven real videos (316 s, 10 to 30 frames a second) at 288 pixels and
-CRF 23; one core's CPU time to read 4 frames of a random second / 16 frames 4 apart, cropped and scaled to 224; bit rate;
-luma PSNR. The profiles differ in quality at one CRF, so rates alone understate how small `small` is."""
+"""The figures, printed by `benchmarks/profiles.py`: seven real videos (316 s, 10 to 30 frames a second) at 288
+pixels and CRF 23; one core's CPU time to read 4 frames of a random second / 16 frames 4 apart, cropped and scaled to
+224; bit rate; luma PSNR. Profiles differ in quality at one CRF, so rates alone understate how small `small` is."""
 
 
 def fitted_size(height: int, width: int, short_side: int) -> tuple[int, int]:
