@@ -326,7 +326,7 @@ def test_averaged_weights_follow_the_weights(videos: Path, tmp_path: Path) -> No
     config = replace(
         TINY,
         optim=replace(TINY.optim, ema_decay=0.75),
-        train=replace(TINY.train, epochs=1, batch_size_per_device=6),
+        train=replace(TINY.train, epochs=1, batch_size_per_device=6, device="cpu"),
     )
     onereel.train(config, data=str(videos / "train.csv"), out=tmp_path / "run")
     first = build.build_model(config, 2).state_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,12 +24,14 @@ MLP_RATIO = 4
 COLORS = 3
 
 
-@dataclass(frozen=True, slots=True)
 class Segments:
-    """What attention must know of a packed batch: tokens per clip on the host, their bounds on the device."""
+    """What attention must know of a packed batch: tokens per clip on the host, their bounds on the device.
 
-    lengths: tuple[int, ...]
-    cu_seqlens: Tensor
+    No dataclass: torch.compile would check each of its fields, and so compile again for new lengths.
+    """
+
+    def __init__(self, lengths: tuple[int, ...], cu_seqlens: Tensor) -> None:
+        self.lengths, self.cu_seqlens = lengths, cu_seqlens
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, backend: str) -> Tensor:

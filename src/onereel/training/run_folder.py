@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import onereel
 from onereel.config import RunConfig, from_json, to_json
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
@@ -129,9 +130,14 @@ def read_config(run: str | Path) -> RunConfig:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, and the git commit of this code where it runs from a checkout."""
-    names = ("onereel", "torch", "numpy", "av")
+    names = ("torch", "numpy", "av")
     found = {name: importlib.metadata.version(name) for name in names}
-    return {**found, "python": platform.python_version(), "git_commit": _git_commit()}
+    return {
+        "onereel": onereel.__version__,
+        **found,
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+    }
 
 
 def _git_commit() -> str:
