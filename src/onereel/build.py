@@ -61,8 +61,11 @@ def build_model(config: RunConfig, num_classes: int) -> VideoModel:
             checkpointing=model.checkpointing,
             attention=model.attention,
             length_embedding=config.tokens.length_embedding,
+            final_norm=not model.fc_norm,
         )
-        head = ClassificationHead(encoder.embed_dim, num_classes, model.pool, model.head_dropout)
+        head = ClassificationHead(
+            encoder.embed_dim, num_classes, model.pool, model.head_dropout, model.fc_norm
+        )
     selector = build_selector(config.tokens, encoder.tubelet_size, encoder.patch_size)
     return VideoModel(encoder, head, selector)
 

@@ -138,8 +138,10 @@ class ModelConfig:
     """Frames per tubelet (t)."""
     pool: Literal["mean", "cls"] = "mean"
     """How a clip's tokens become one feature."""
-    positions: Literal["sincos", "learned"] = "sincos"
-    """Position embedding: fixed sine-cosine by coordinate, or a learned table."""
+    positions: Literal["sincos", "sincos-1d", "learned"] = "sincos"
+    """Fixed sine-cosine by coordinate, or by running number (VideoMAE's weights), or a learned table."""
+    fc_norm: bool = False
+    """Normalise the pooled feature in place of each token, as VideoMAE's fine-tuning does."""
     drop_path_rate: float = 0.0
     """Largest probability of skipping a block for a clip; rises linearly with depth."""
     head_dropout: float = 0.0

@@ -39,6 +39,14 @@ def test_logits_are_linear_in_the_pooled_feature(pool: Any) -> None:
     assert head.macs(3) == 3 * 6 * 4
 
 
+def test_the_pooled_feature_is_normalised_where_asked() -> None:
+    head, packed = ClassificationHead(6, 4, norm=True), features()
+    pooled = pool_tokens(packed, "mean")
+    centred = pooled - pooled.mean(1, keepdim=True)
+    normed = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(head(packed), head.fc(normed), atol=1e-6)
+
+
 def test_dropout_is_drawn_per_clip_and_off_in_evaluation() -> None:
     head, packed = ClassificationHead(4000, 2, dropout=0.25), features(4000)
     seeds = [torch.Generator().manual_seed(seed) for seed in range(3)]

@@ -23,6 +23,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"pool": "cls"},
     {"positions": "learned", "qk_norm": True},
     {"length_embedding": True, "pool": "cls"},
+    {"positions": "sincos-1d", "final_norm": False},
 ]
 
 
@@ -164,7 +165,7 @@ def test_runs_longer_than_the_table_are_refused() -> None:
         model(pack(*batch(grid=longer), longer))
 
 
-@pytest.mark.parametrize("positions", ["sincos", "learned"])
+@pytest.mark.parametrize("positions", ["sincos", "sincos-1d", "learned"])
 def test_another_grid_is_welcome(positions: Any) -> None:
     model, other = encoder(positions=positions), TubeletGrid(6, 4, 3)
     assert model(pack(*batch(grid=other), other)).values.isfinite().all()

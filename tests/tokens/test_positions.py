@@ -9,6 +9,7 @@ import torch
 
 from onereel.tokens.positions import (
     flat_index,
+    flat_sincos_positions,
     gather_positions,
     resize_positions,
     sincos_positions,
@@ -77,3 +78,23 @@ def test_resizing_interpolates_each_axis() -> None:
     volume = table.T.reshape(1, 7, *old)
     expected = torch.nn.functional.interpolate(volume, size=tuple(new), mode="trilinear")
     assert torch.equal(resize_positions(table, old, new), expected.reshape(7, -1).T)
+
+
+@pytest.mark.parametrize("dim", [6, 48])
+def test_flat_values_follow_videomaes_formula(dim: int) -> None:
+    """Position n, value j: n / 10000 ** (2 * (j // 2) / dim); the sine where j is even, else the cosine."""
+    table = flat_sincos_positions(GRID, dim)
+    expected = torch.empty(GRID.num_tokens, dim, dtype=torch.float64)
+    for n in range(GRID.num_tokens):
+        for j in range(dim):
+            angle = n / 10000 ** (2 * (j // 2) / dim)
+            expected[n, j] = math.cos(angle) if j % 2 else math.sin(angle)
+    assert torch.allclose(table.double(), expected, atol=1e-6)
+
+
+def test_flat_positions_know_the_running_number_only() -> None:
+    assert torch.equal(
+        flat_sincos_positions(GRID, 12), flat_sincos_positions(TubeletGrid(1, 1, 24), 12)
+    )
+    with pytest.raises(ValueError, match="even dim, not 7"):
+        flat_sincos_positions(GRID, 7)

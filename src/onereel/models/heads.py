@@ -13,6 +13,7 @@ from onereel.tokens.packing import segment_mean
 from onereel.types import Packed
 
 HEAD_STD = 0.02  # as timm
+NORM_EPS = 1e-6  # as in the encoder
 
 
 def pool_tokens(features: Packed, pool: Literal["mean", "cls"]) -> Tensor:
@@ -23,13 +24,14 @@ def pool_tokens(features: Packed, pool: Literal["mean", "cls"]) -> Tensor:
 
 
 class ClassificationHead(nn.Module):
-    """Pool, dropout, linear.
+    """Pool, normalise (if asked to), dropout, linear.
 
     Args:
         embed_dim: D of the encoder.
         num_classes: outputs.
         pool: "mean" or "cls", as in the encoder.
         dropout: probability of dropping a pooled value in training.
+        norm: normalise the pooled feature (timm's fc_norm), for an encoder without a final norm.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class ClassificationHead(nn.Module):
         num_classes: int,
         pool: Literal["mean", "cls"] = "mean",
         dropout: float = 0.0,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -45,6 +48,7 @@ class ClassificationHead(nn.Module):
         if not 0 <= dropout < 1:
             raise ConfigError(f"head dropout is {dropout}; allowed: 0 or more, below 1")
         self.num_classes, self.pool, self.dropout = num_classes, pool, dropout
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if norm else nn.Identity()
         self.fc = nn.Linear(embed_dim, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=HEAD_STD)
         nn.init.zeros_(self.fc.bias)
@@ -53,7 +57,7 @@ class ClassificationHead(nn.Module):
         self, features: Packed, generators: Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """Logits `(B, num_classes)`; in training with dropout, one CPU generator per clip is drawn from."""
-        pooled = pool_tokens(features, self.pool)
+        pooled = self.norm(pool_tokens(features, self.pool))
         if self.training and self.dropout:
             pooled = pooled * self._dropout_scale(pooled, generators)
         return self.fc(pooled)

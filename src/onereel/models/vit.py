@@ -15,13 +15,19 @@ from torch.utils.checkpoint import checkpoint
 from onereel.errors import ConfigError, unknown_name
 from onereel.models.attention import BACKENDS, attention
 from onereel.tokens.packing import cumulative_lengths, per_token
-from onereel.tokens.positions import gather_positions, resize_positions, sincos_positions
+from onereel.tokens.positions import (
+    flat_sincos_positions,
+    gather_positions,
+    resize_positions,
+    sincos_positions,
+)
 from onereel.types import Packed, TubeletGrid
 
 NORM_EPS = 1e-6  # as VideoMAE and the ViT paper; RLT's 1e-5 doesn't fit VideoMAE's weights
 TOKEN_STD = 0.02  # class token and learned positions, as timm and VideoMAE
 MLP_RATIO = 4
 COLORS = 3
+POSITIONS = ("sincos", "sincos-1d", "learned")
 
 
 class Segments:
@@ -83,16 +89,17 @@ class VisionTransformer(nn.Module):
     """Patches of kept tubelets in, one feature per token out.
 
     Args:
-        grid: the grid that the model is made for; learned positions are interpolated to any other, and sin-cos
-            positions computed.
+        grid: the grid that the model is made for. For clips of another, 3-D sin-cos positions are computed, and
+            other tables interpolated.
         tubelet_size, patch_size: frames and pixels per side of a tubelet.
         embed_dim, depth, num_heads: as in timm.
         pool: "cls" puts a learned token in front of each clip, "mean" doesn't; the head pools accordingly.
-        positions: "sincos" (fixed, 3-D) or "learned".
+        positions: "sincos" (fixed, 3-D), "sincos-1d" (fixed, by running number: VideoMAE's weights) or "learned".
         drop_path_rate: probability of skipping a branch of the last block for a clip; rises linearly from 0.
         qk_norm: LayerNorm on each head's queries and keys.
         patch_norm: LayerNorm before and after the patch embedding (Dual PatchNorm, arXiv 2302.01327; FluxViT).
         length_embedding: add a learned vector per run length (RLT section 3.2), zero at the start.
+        final_norm: normalise the features; off where the head normalises the pooled one (VideoMAE's fine-tuning).
         checkpointing: recompute each block in the backward pass.
         attention: back-end, see `onereel.models.attention`.
 
@@ -110,11 +117,12 @@ class VisionTransformer(nn.Module):
         depth: int,
         num_heads: int,
         pool: Literal["mean", "cls"] = "mean",
-        positions: Literal["sincos", "learned"] = "sincos",
+        positions: Literal["sincos", "sincos-1d", "learned"] = "sincos",
         drop_path_rate: float = 0.0,
         qk_norm: bool = False,
         patch_norm: bool = False,
         length_embedding: bool = False,
+        final_norm: bool = True,
         checkpointing: bool = False,
         attention: str = "auto",
     ) -> None:
@@ -123,7 +131,7 @@ class VisionTransformer(nn.Module):
             raise ConfigError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
         for kind, given, allowed in (
             ("pool", pool, ("mean", "cls")),
-            ("positions", positions, ("sincos", "learned")),
+            ("positions", positions, POSITIONS),
             ("attention back-end", attention, ("auto", *BACKENDS)),
         ):
             if given not in allowed:
@@ -140,12 +148,13 @@ class VisionTransformer(nn.Module):
             if patch_norm
             else None
         )
-        self.learned_positions = positions == "learned"
-        if self.learned_positions:
+        self.positions = positions
+        if positions == "learned":
             self.pos_embed = nn.Parameter(torch.empty(grid.num_tokens, embed_dim))
         else:
+            table = sincos_positions if positions == "sincos" else flat_sincos_positions
             # Not persistent: it follows from the grid, and another grid must be able to load the weights.
-            self.register_buffer("pos_embed", sincos_positions(grid, embed_dim), persistent=False)
+            self.register_buffer("pos_embed", table(grid, embed_dim), persistent=False)
         self.cls_token = nn.Parameter(torch.empty(embed_dim)) if pool == "cls" else None
         self.length_embed = (
             nn.Parameter(torch.empty(grid.gt, embed_dim)) if length_embedding else None
@@ -153,7 +162,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, qk_norm, attention) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if final_norm else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -165,7 +174,7 @@ class VisionTransformer(nn.Module):
                 bound = math.sqrt(6 / (module.in_features + fan_out))
                 nn.init.uniform_(module.weight, -bound, bound)
                 nn.init.zeros_(module.bias)
-        if self.learned_positions:
+        if self.positions == "learned":
             nn.init.trunc_normal_(self.pos_embed, std=TOKEN_STD)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=TOKEN_STD)
@@ -202,8 +211,8 @@ class VisionTransformer(nn.Module):
             embedded: the values are already those of `embed`, `(M, D)`.
 
         Returns:
-            Normalised features `(M, D)`. With pool="cls" each clip begins with its class token, whose coordinates
-            are -1.
+            Features `(M, D)`, normalised where the encoder has a final norm. With pool="cls" each clip begins with
+            its class token, whose coordinates are -1.
         """
         if not embedded:
             tokens = replace(tokens, values=self.embed(tokens.values))
@@ -231,9 +240,9 @@ class VisionTransformer(nn.Module):
         grid = tokens.grid
         if grid != self.grid:
             table = (
-                resize_positions(table, self.grid, grid)
-                if self.learned_positions
-                else sincos_positions(grid, self.embed_dim, table.device)
+                sincos_positions(grid, self.embed_dim, table.device)
+                if self.positions == "sincos"
+                else resize_positions(table, self.grid, grid)
             )
         return gather_positions(table, tokens.coordinates, grid)
 

@@ -35,8 +35,21 @@ def sincos_positions(grid: TubeletGrid, dim: int, device: torch.device | None = 
     return torch.cat(axes, dim=-1).flatten(0, 2)
 
 
+def flat_sincos_positions(
+    grid: TubeletGrid, dim: int, device: torch.device | None = None
+) -> Tensor:
+    """VideoMAE's fixed table, float32 `(N, dim)`: sine-cosine of the running number of a token in its clip.
+
+    Sines and cosines alternate (even values are sines). Raises ValueError where `dim` is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"sin-cos positions need an even dim, not {dim}")
+    halves = _sincos_axis(grid.num_tokens, dim, device).unflatten(1, (2, dim // 2))
+    return halves.transpose(1, 2).flatten(1)
+
+
 def resize_positions(table: Tensor, old: TubeletGrid, new: TubeletGrid) -> Tensor:
-    """A learned table `(N, D)` of grid `old`, interpolated (trilinear, corners not aligned) to grid `new`."""
+    """A table `(N, D)` made for grid `old`, interpolated (trilinear, corners not aligned) to grid `new`."""
     if old == new:
         return table
     volume = table.unflatten(0, tuple(old)).movedim(-1, 0)[None]
