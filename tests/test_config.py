@@ -73,7 +73,8 @@ def test_every_field_is_documented_or_obvious() -> None:
         (DataConfig, {"crop_scale": (0.0, 1.0)}),
         (DataConfig, {"max_bad_ratio": 1.5}),
         (AugmentConfig, {"hflip_prob": 2.0}),
-        (TokensConfig, {"keep_ratio": 0.0}),
+        (TokensConfig, {"keep_ratio": 1.1}),
+        (TokensConfig, {"token_budget": -1}),
         (TrainConfig, {"epochs": 0}),
     ],
 )

@@ -15,32 +15,94 @@ from onereel.data.annotations import Annotations, read_annotations
 from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
-from onereel.errors import unknown_name
+from onereel.errors import ConfigError, unknown_name
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.video_model import VideoModel
 from onereel.objectives.classification import ClassificationObjective
+from onereel.tokens.budgets import (
+    BatchCount,
+    Budget,
+    ClipCount,
+    GroupCount,
+    Quantile,
+    Threshold,
+)
+from onereel.tokens.group_dynamic import KEEP_RATIO as GROUP_DYNAMIC_RATIO
+from onereel.tokens.group_dynamic import group_dynamic
+from onereel.tokens.redundancy import KEEP_RATIO as REDUNDANCY_RATIO
+from onereel.tokens.redundancy import redundancy
 from onereel.tokens.run_length import RunLength
-from onereel.tokens.selector import KeepAll, RandomTokens, Selector, Tube
+from onereel.tokens.scored import ScoredSelector
+from onereel.tokens.scores import STD, PixelScore, RandomScore, Std
+from onereel.tokens.selector import KeepAll, Selector, Tube
 from onereel.training import World
 from onereel.video.library import VideoLibrary, open_library
 from onereel.video.schedule import num_cores
 
-SELECTORS: dict[str, Callable[[TokensConfig, int, int], Selector]] = {
-    "all": lambda tokens, tubelet, patch: KeepAll(),
-    "random": lambda tokens, tubelet, patch: RandomTokens(tokens.keep_ratio),
-    "tube": lambda tokens, tubelet, patch: Tube(tokens.keep_ratio),
-    "run-length": lambda tokens, tubelet, patch: RunLength(
-        tokens.threshold, tokens.reference, tubelet_size=tubelet, patch_size=patch
-    ),
+SELECTORS: dict[str, Callable[[TokensConfig, PixelScore], Selector]] = {
+    "all": lambda tokens, pixels: KeepAll(),
+    "random": lambda tokens, pixels: ScoredSelector(RandomScore(), build_budget(tokens)),
+    "tube": lambda tokens, pixels: build_tube(tokens),
+    "run-length": lambda tokens, pixels: build_run_length(tokens, pixels),
+    "redundancy": lambda tokens, pixels: redundancy(build_budget(tokens)),
+    "group-dynamic": lambda tokens, pixels: group_dynamic(build_budget(tokens), tokens.groups),
 }
+# What a selector's name alone stands for: its budget, and where that is a share, which; as published where it was.
+OWN_BUDGET = {"run-length": "threshold", "group-dynamic": "group"}
+OWN_KEEP_RATIO = {"redundancy": REDUNDANCY_RATIO, "group-dynamic": GROUP_DYNAMIC_RATIO}
 
 
-def build_selector(tokens: TokensConfig, tubelet_size: int, patch_size: int) -> Selector:
-    """The selector that `tokens.kind` names."""
+def build_selector(
+    tokens: TokensConfig, tubelet_size: int, patch_size: int, std: Std = STD
+) -> Selector:
+    """The selector that `tokens.kind` names; raises ConfigError where its settings contradict one another."""
     if tokens.kind not in SELECTORS:
         raise unknown_name("tokens.kind", tokens.kind, SELECTORS)
-    return SELECTORS[tokens.kind](tokens, tubelet_size, patch_size)
+    return SELECTORS[tokens.kind](tokens, PixelScore(tubelet_size, patch_size, std))
+
+
+def build_budget(tokens: TokensConfig) -> Budget:
+    """What bounds the tokens: `tokens.budget`, or the selector's own."""
+    budget = OWN_BUDGET.get(tokens.kind, "clip") if tokens.budget == "auto" else tokens.budget
+    if budget == "threshold":
+        if tokens.token_budget:
+            raise ConfigError(
+                f"tokens.token_budget is {tokens.token_budget}, but the budget of {tokens.kind} is a threshold; "
+                "add --tokens.budget clip, or set it to 0"
+            )
+        if tokens.kind == "random":
+            raise ConfigError(
+                "tokens.budget threshold means nothing to chance; allowed for random: clip, group, batch, quantile"
+            )
+        return Threshold(tokens.threshold)
+    count = (tokens.keep_ratio or OWN_KEEP_RATIO.get(tokens.kind, 0.5), tokens.token_budget)
+    if budget == "group":
+        return GroupCount(*count, groups=tokens.groups)
+    counted: dict[str, Callable[[float, int], Budget]]
+    counted = {"clip": ClipCount, "quantile": Quantile, "batch": BatchCount}
+    return counted[budget](*count)
+
+
+def build_run_length(tokens: TokensConfig, pixels: PixelScore) -> Selector:
+    """RLT by its threshold, or the same differences under another budget."""
+    budget = build_budget(tokens)
+    if not isinstance(budget, Threshold):
+        if tokens.reference == "anchor":
+            raise ConfigError(
+                f"tokens.reference anchor needs a threshold, and tokens.budget is {tokens.budget}; "
+                "set the one to adjacent or the other to auto"
+            )
+        return ScoredSelector(pixels, budget)
+    return RunLength(
+        tokens.threshold, tokens.reference, pixels.tubelet_size, pixels.patch_size, pixels.std
+    )
+
+
+def build_tube(tokens: TokensConfig) -> Selector:
+    if tokens.budget not in ("auto", "clip"):
+        raise ConfigError(f"tokens.budget is {tokens.budget}; allowed for tube: auto or clip")
+    return Tube(tokens.keep_ratio or 0.5, tokens.token_budget)
 
 
 def build_model(config: RunConfig, num_classes: int) -> VideoModel:
@@ -66,7 +128,10 @@ def build_model(config: RunConfig, num_classes: int) -> VideoModel:
         head = ClassificationHead(
             encoder.embed_dim, num_classes, model.pool, model.head_dropout, model.fc_norm
         )
-    selector = build_selector(config.tokens, encoder.tubelet_size, encoder.patch_size)
+    selector = build_selector(
+        config.tokens, encoder.tubelet_size, encoder.patch_size, config.augment.std
+    )
+    selector.num_kept(encoder.grid)  # says before anything is read that a budget doesn't fit
     return VideoModel(encoder, head, selector)
 
 

@@ -216,7 +216,7 @@ Test a run on its validation list, or on another, with the run's settings or wit
 
   --name NAME           the result is written to RUN/eval/NAME.json; needed where settings are not the run's own
   --data.val LIST       another list
-  --tokens.kind KIND    other tokens: all, random, tube, run-length
+  --tokens.kind KIND    other tokens: all, random, tube, run-length, redundancy, group-dynamic
   --eval.num-clips 5 --eval.num-crops 3      views per video
   --checkpoint FILE     weights (default: the newest of the run)
 

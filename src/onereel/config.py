@@ -113,19 +113,29 @@ class TokensConfig:
     """Which tubelets the model sees."""
 
     kind: str = "all"
-    """Selector: all, random, tube, run-length."""
+    """Selector: all, random, tube, run-length (RLT), redundancy (EVEREST), group-dynamic (Flux)."""
+    budget: Literal["auto", "threshold", "quantile", "clip", "group", "batch"] = "auto"
+    """What bounds the tokens: a score; or an exact count per clip, per group in time, or on average over the batch;
+    quantile: at most that count, ties left out. auto: run-length threshold, group-dynamic group, others clip."""
     threshold: float = 0.1
-    """run-length: mean absolute difference of normalised pixels above which a tubelet is new (RLT section 3)."""
+    """budget threshold: score above which a tubelet is kept; for run-length the mean absolute difference of normalised
+    pixels (RLT section 3)."""
+    keep_ratio: float = 0.0
+    """Share of tubelets kept, rounded down; 0: the selector's own (redundancy 0.6, others 0.5)."""
+    token_budget: int = 0
+    """Tokens kept per clip, exactly, in place of keep_ratio; 0: keep_ratio."""
+    groups: int = 0
+    """group-dynamic, budget group: parts of a clip in time that are ranked apart; 0: Flux's rule (4, or 2)."""
     reference: Literal["adjacent", "anchor"] = "adjacent"
     """run-length: compare with the neighbouring tubelet (as published) or with the head of the run."""
-    keep_ratio: float = 0.5
-    """random, tube: share of tubelets kept (K = round(keep_ratio * N))."""
     length_embedding: bool = False
     """Add a learned embedding of each token's run length (zero-initialised)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.threshold < math.inf, "tokens.threshold", self.threshold, "0 or more")
-        _require(0 < self.keep_ratio <= 1, "tokens.keep_ratio", self.keep_ratio, "above 0, up to 1")
+        _require(0 <= self.keep_ratio <= 1, "tokens.keep_ratio", self.keep_ratio, "0 to 1")
+        for name in ("token_budget", "groups"):
+            _require(getattr(self, name) >= 0, f"tokens.{name}", getattr(self, name), "0 or more")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from onereel.evaluation.efficiency import (
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.video_model import VideoModel
-from onereel.tokens.selector import KeepAll, RandomTokens, Selector
+from onereel.tokens.scored import random_tokens
+from onereel.tokens.selector import KeepAll, Selector
 
 
 def make_model(name: str, num_frames: int, size: int, selector: Selector) -> VideoModel:
@@ -41,7 +42,7 @@ def clips() -> torch.Tensor:
 
 
 def test_inference_is_measured_on_what_is_kept(clips: torch.Tensor) -> None:
-    model = make_model("vit_tiny_patch16_224", 4, 32, RandomTokens(0.5)).train()
+    model = make_model("vit_tiny_patch16_224", 4, 32, random_tokens(0.5)).train()
     speed = measure_inference(model, clips, repeats=3)
     assert model.training
     assert speed.batch_size == 3

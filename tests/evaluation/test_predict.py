@@ -21,7 +21,7 @@ from onereel.evaluation.predict import exit_code, predict, write_predictions
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.video_model import VideoModel
-from onereel.tokens.selector import RandomTokens
+from onereel.tokens.scored import random_tokens
 from onereel.types import Prediction, Quarantined
 from onereel.video.library import RawVideos
 
@@ -34,7 +34,7 @@ def model() -> VideoModel:
     encoder = create_encoder("vit_tiny_patch16_224", num_frames=4, size=32, tubelet_size=2)
     head = ClassificationHead(encoder.embed_dim, len(NAMES), encoder.pool)
     torch.nn.init.normal_(head.fc.weight)
-    return VideoModel(encoder, head, RandomTokens(0.5))
+    return VideoModel(encoder, head, random_tokens(0.5))
 
 
 @pytest.fixture(scope="module")

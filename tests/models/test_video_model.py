@@ -14,12 +14,13 @@ from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.video_model import VideoModel
 from onereel.tokens.run_length import RunLength
-from onereel.tokens.selector import KeepAll, RandomTokens, Selector, Tube
+from onereel.tokens.scored import random_tokens
+from onereel.tokens.selector import KeepAll, Selector, Tube
 from onereel.tokens.tubelets import patchify
 from onereel.types import TokenSelection, TubeletGrid
 
 NUM_TOKENS = 4 * 3 * 3
-SELECTORS = [KeepAll(), RandomTokens(0.4), Tube(0.4), RunLength(0.3), RunLength(0.3, "anchor")]
+SELECTORS = [KeepAll(), random_tokens(0.4), Tube(0.4), RunLength(0.3), RunLength(0.3, "anchor")]
 
 
 class LargestEmbeddings:
@@ -116,7 +117,7 @@ def test_no_technique_shifts_the_draws_of_another() -> None:
 
     plain = draws(KeepAll())
     assert len({tuple(values) for values in plain}) == 4
-    assert draws(RandomTokens(0.4)) == plain
+    assert draws(random_tokens(0.4)) == plain
     assert draws(Tube(0.4), drop_path_rate=0.3) == plain
 
 
@@ -126,7 +127,7 @@ def test_off_is_identical(pool: str) -> None:
     dense = model(clips)
     assert dense.lengths == (NUM_TOKENS,) * 3
     assert dense.num_dense_tokens == NUM_TOKENS
-    for off in (RunLength(-1.0), RandomTokens(1.0), Tube(1.0), LargestEmbeddings(NUM_TOKENS)):
+    for off in (RunLength(-1.0), random_tokens(1.0), Tube(1.0), LargestEmbeddings(NUM_TOKENS)):
         model.selector = off
         assert torch.equal(model(clips).logits, dense.logits)
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from onereel.errors import unknown_name
-from onereel.tokens.tubelets import clip_grid
+from onereel.tokens.runs import run_lengths
+from onereel.tokens.scores import STD, Std, check_grid, patch_difference
 from onereel.types import TokenSelection, TubeletGrid
 
 
@@ -25,12 +26,14 @@ class RunLength:
         threshold: 0.1 in the paper: about 5.8 of 255 grey levels under ImageNet's standard deviation.
         reference: "adjacent" compares with the tubelet before, as published, and never sees a slow drift; "anchor"
             compares with the head of the run, the last tubelet kept at that place.
+        std: of R, G, B; puts uint8 clips on the scale of normalised ones.
     """
 
     threshold: float = 0.1
     reference: Literal["adjacent", "anchor"] = "adjacent"
     tubelet_size: int = 2
     patch_size: int = 16
+    std: Std = STD
     needs_embeddings = False
 
     def __post_init__(self) -> None:
@@ -48,63 +51,34 @@ class RunLength:
         generators: Sequence[torch.Generator] | None,
     ) -> TokenSelection:
         """The kept tubelets and their run lengths; deterministic."""
-        if clip_grid(clips, self.tubelet_size, self.patch_size) != grid:
-            raise ValueError(
-                f"tubelets of {self.tubelet_size}x{self.patch_size}x{self.patch_size} don't cut "
-                f"clips {tuple(clips.shape)} into {grid}"
-            )
-        clips = clips.float()
+        check_grid(clips, grid, self.tubelet_size, self.patch_size)
+        clips = clips if clips.dtype == torch.uint8 else clips.float()
         first = clips[:, :: self.tubelet_size]
         last = clips[:, self.tubelet_size - 1 :: self.tubelet_size]
-        keep = _keep_adjacent if self.reference == "adjacent" else _keep_anchor
-        changed = keep(first, last, self.patch_size, self.threshold)
-        always = changed.new_ones(len(clips), 1, grid.gh, grid.gw)
-        keep_mask = torch.cat([always, changed], dim=1).flatten(1)
+        changed = self._adjacent if self.reference == "adjacent" else self._anchored
+        kept = changed(first, last)
+        always = kept.new_ones(len(clips), 1, grid.gh, grid.gw)
+        keep_mask = torch.cat([always, kept], dim=1).flatten(1)
         return TokenSelection(keep_mask, run_lengths(keep_mask, grid))
 
+    def _changed(self, now: Tensor, before: Tensor) -> Tensor:
+        return patch_difference(now, before, self.patch_size, self.std) > self.threshold
 
-def _keep_adjacent(first: Tensor, last: Tensor, patch_size: int, threshold: float) -> Tensor:
-    """Which tubelets after the first are kept, bool `(B, gt - 1, gh, gw)`.
+    def _adjacent(self, first: Tensor, last: Tensor) -> Tensor:
+        """Which tubelets after the first are kept, bool `(B, gt - 1, gh, gw)`.
 
-    `first` and `last` are the first and last frames of all tubelets, `(B, gt, C, H, W)`.
-    """
-    return _patch_difference(last[:, 1:], first[:, :-1], patch_size) > threshold
+        `first` and `last` are the first and last frames of all tubelets, `(B, gt, C, H, W)`.
+        """
+        return self._changed(last[:, 1:], first[:, :-1])
 
-
-def _keep_anchor(first: Tensor, last: Tensor, patch_size: int, threshold: float) -> Tensor:
-    """As `_keep_adjacent`; one step after the other, since a decision moves the head of the next."""
-    head = first[:, :1]
-    changed = []
-    for k in range(1, first.shape[1]):
-        now = slice(k, k + 1)
-        changed.append(_patch_difference(last[:, now], head, patch_size) > threshold)
-        pixels = changed[-1].repeat_interleave(patch_size, -1).repeat_interleave(patch_size, -2)
-        head = torch.where(pixels[:, :, None], first[:, now], head)
-    return (
-        torch.cat(changed, dim=1) if changed else _keep_adjacent(first, last, patch_size, threshold)
-    )
-
-
-def _patch_difference(a: Tensor, b: Tensor, patch_size: int) -> Tensor:
-    """Mean over channels and patch pixels of |a - b|: frames `(B, K, C, H, W)` to `(B, K, gh, gw)`."""
-    pixels = (a - b).abs_().mean(dim=2)
-    # Rows before columns: the first mean then runs along whole lines, twice as fast as both at once.
-    return pixels.unflatten(-2, (-1, patch_size)).mean(-2).unflatten(-1, (-1, patch_size)).mean(-1)
-
-
-def run_lengths(keep_mask: Tensor, grid: TubeletGrid) -> Tensor:
-    """Tubelets from each kept token to the next kept one at the same place, or to the clip's end.
-
-    Args:
-        keep_mask: bool `(B, N)`.
-
-    Returns:
-        int64 `(B, N)`, in the order of the mask, 0 where dropped; they sum to N where all of the first tubelet is kept.
-    """
-    kept = keep_mask.unflatten(1, tuple(grid))
-    time = torch.arange(grid.gt, device=keep_mask.device)[:, None, None]
-    at = torch.where(kept, time, grid.gt)
-    # The next kept time is the smallest kept time after this one: a running minimum from the end.
-    after = torch.cat([at[:, 1:], torch.full_like(at[:, :1], grid.gt)], dim=1)
-    following = after.flip(1).cummin(dim=1).values.flip(1)
-    return ((following - time) * kept).flatten(1)
+    def _anchored(self, first: Tensor, last: Tensor) -> Tensor:
+        """As `_adjacent`; one step after the other, since a decision moves the head of the next."""
+        head = first[:, :1]
+        kept = []
+        for k in range(1, first.shape[1]):
+            now = slice(k, k + 1)
+            kept.append(self._changed(last[:, now], head))
+            pixels = kept[-1].repeat_interleave(self.patch_size, -1)
+            pixels = pixels.repeat_interleave(self.patch_size, -2)
+            head = torch.where(pixels[:, :, None], first[:, now], head)
+        return torch.cat(kept, dim=1) if kept else self._adjacent(first, last)

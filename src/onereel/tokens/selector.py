@@ -1,7 +1,7 @@
-"""Which tubelets survive: the interface of every selector, and the controls (keep all, random, tube).
+"""Which tubelets survive: the interface of every selector, and two controls (keep all, tube).
 
-A selector is score x budget: it scores tubelets (pixel or embedding differences, or chance) and keeps those within
-a budget (a threshold or an exact count). Learned or published selectors live in files of their own.
+Most selectors are score x budget (`scored.py`): scores (`scores.py`) are differences of pixels or embeddings, or
+chance; budgets (`budgets.py`) a threshold, a quantile or an exact count.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from onereel.errors import ConfigError
+from onereel.tokens.budgets import ClipCount, count_tokens, keep_first
+from onereel.tokens.scores import random_scores
 from onereel.types import TokenSelection, TubeletGrid
 
 
 class Selector(Protocol):
-    """Chooses tubelets; holds settings, no state.
+    """Chooses tubelets; holds settings, no state."""
 
-    Attributes:
-        needs_embeddings: whether `select` reads `embeddings`: the model then embeds every patch before selection.
-    """
-
-    needs_embeddings: bool
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether `select` reads `embeddings`: the model then embeds every patch before selection."""
+        ...
 
     def num_kept(self, grid: TubeletGrid) -> int | None:
         """Tokens that every clip of `grid` keeps, or None where that depends on the clip.
@@ -43,7 +44,7 @@ class Selector(Protocol):
         """Choose tubelets of each clip; called without gradients.
 
         Args:
-            clips: normalised float `(B, T, C, H, W)`.
+            clips: normalised float `(B, T, C, H, W)`, or uint8: the choice is the same up to rounding.
             embeddings: `(B, N, D)` patch embeddings before positions, or None.
             grid: the grid of the clips.
             generators: one CPU generator per clip, for selectors that draw; others take None.
@@ -74,42 +75,33 @@ class KeepAll:
 
 
 @dataclass(frozen=True)
-class RandomTokens:
-    """`round(keep_ratio * N)` tubelets of each clip (half to even; at least 1), uniformly at random."""
-
-    keep_ratio: float
-    needs_embeddings = False
-
-    def __post_init__(self) -> None:
-        _check_ratio(self.keep_ratio)
-
-    def num_kept(self, grid: TubeletGrid) -> int:
-        return _count(self.keep_ratio, grid.num_tokens)
-
-    def select(
-        self,
-        clips: Tensor,
-        embeddings: Tensor | None,
-        grid: TubeletGrid,
-        generators: Sequence[torch.Generator] | None,
-    ) -> TokenSelection:
-        """One draw per clip, from its generator; raises ValueError without generators."""
-        mask = _random_mask(grid.num_tokens, self.num_kept(grid), len(clips), generators)
-        return TokenSelection(mask.to(clips.device))
-
-
-@dataclass(frozen=True)
 class Tube:
-    """`round(keep_ratio * gh * gw)` places of each clip (half to even; at least 1) at random, kept at all times."""
+    """`token_budget` tubelets, or where that is 0 floor(keep_ratio * gh * gw) places (at least 1) of each clip.
 
-    keep_ratio: float
+    Places are drawn at random and kept at all times, so a budget must be a multiple of the tubelets in time.
+    """
+
+    keep_ratio: float = 0.5
+    token_budget: int = 0
     needs_embeddings = False
 
     def __post_init__(self) -> None:
-        _check_ratio(self.keep_ratio)
+        ClipCount(self.keep_ratio, self.token_budget)  # refuses what is out of range
+
+    def _num_places(self, grid: TubeletGrid) -> int:
+        if not self.token_budget:
+            return count_tokens(self.keep_ratio, grid.gh * grid.gw)
+        kept = ClipCount(token_budget=self.token_budget).count(grid)
+        if kept % grid.gt:
+            below = kept // grid.gt * grid.gt
+            nearest = f"{below} or {below + grid.gt}" if below else f"{grid.gt}"
+            raise ConfigError(
+                f"token_budget {kept} can't be tubes through {grid.gt} tubelets in time; use {nearest}"
+            )
+        return kept // grid.gt
 
     def num_kept(self, grid: TubeletGrid) -> int:
-        return grid.gt * _count(self.keep_ratio, grid.gh * grid.gw)
+        return grid.gt * self._num_places(grid)
 
     def select(
         self,
@@ -119,28 +111,6 @@ class Tube:
         generators: Sequence[torch.Generator] | None,
     ) -> TokenSelection:
         """One draw per clip, from its generator; raises ValueError without generators."""
-        num_places = grid.gh * grid.gw
-        mask = _random_mask(num_places, _count(self.keep_ratio, num_places), len(clips), generators)
-        return TokenSelection(mask.repeat(1, grid.gt).to(clips.device))
-
-
-def _check_ratio(keep_ratio: float) -> None:
-    if not 0 < keep_ratio <= 1:
-        raise ConfigError(f"keep_ratio is {keep_ratio}; allowed: above 0, up to 1")
-
-
-def _count(keep_ratio: float, total: int) -> int:
-    return max(1, round(keep_ratio * total))
-
-
-def _random_mask(
-    total: int, kept: int, batch: int, generators: Sequence[torch.Generator] | None
-) -> Tensor:
-    """bool `(batch, total)` on the CPU with exactly `kept` True per row."""
-    if generators is None or len(generators) != batch:
-        given = "none" if generators is None else f"{len(generators)}"
-        raise ValueError(
-            f"random selection draws: pass one generator per clip ({batch}), not {given}"
-        )
-    chosen = torch.stack([torch.randperm(total, generator=g)[:kept] for g in generators])
-    return torch.zeros(batch, total, dtype=torch.bool).scatter_(1, chosen, True)
+        scores = random_scores(grid.gh * grid.gw, len(clips), generators)
+        places = keep_first(scores.argsort(dim=1, descending=True), self._num_places(grid))
+        return TokenSelection(places.repeat(1, grid.gt).to(clips.device))
