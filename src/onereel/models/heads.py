@@ -1,4 +1,4 @@
-"""From the features of a clip's tokens to its logits."""
+"""From the features of a clip's tokens to its logits, or to a place in a space that texts share."""
 
 from __future__ import annotations
 
@@ -72,6 +72,34 @@ class ClassificationHead(nn.Module):
             )
         draws = torch.stack([torch.rand(width, generator=g) for g in generators])
         return ((draws >= self.dropout) / (1 - self.dropout)).to(pooled.device)
+
+    def macs(self, batch_size: int) -> int:
+        """Multiply-adds for `batch_size` clips."""
+        return batch_size * self.fc.in_features * self.fc.out_features
+
+
+class ProjectionHead(nn.Module):
+    """Pool, and project without a bias into the space that video and text share.
+
+    Args:
+        embed_dim: D of the encoder.
+        out_dim: E, width of that space.
+        pool: "mean" or "cls", as in the encoder.
+    """
+
+    def __init__(
+        self, embed_dim: int, out_dim: int, pool: Literal["mean", "cls"] = "cls"
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.fc = nn.Linear(embed_dim, out_dim, bias=False)
+        nn.init.normal_(self.fc.weight, std=embed_dim**-0.5)  # as CLIP
+
+    def forward(
+        self, features: Packed, generators: Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """`(B, E)`, not normalised; nothing is drawn."""
+        return self.fc(pool_tokens(features, self.pool))
 
     def macs(self, batch_size: int) -> int:
         """Multiply-adds for `batch_size` clips."""

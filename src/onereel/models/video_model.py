@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onereel.errors import ConfigError
-from onereel.models.heads import ClassificationHead
+from onereel.models.heads import ClassificationHead, ProjectionHead
 from onereel.models.vit import VisionTransformer
 from onereel.seeding import stable_seed
 from onereel.tokens.packing import pack, pack_all, pack_clips
@@ -26,7 +26,7 @@ class Output(NamedTuple):
     """What a forward gives.
 
     Attributes:
-        logits: `(B, num_classes)`.
+        logits: `(B, num_classes)`; of a `ProjectionHead` the embedding `(B, E)`, not normalised.
         lengths: tokens kept per clip, a class token not counted.
         num_dense_tokens: tokens that a clip has when all are kept.
         features: the encoder's features, class tokens included.
@@ -43,12 +43,15 @@ class VideoModel(nn.Module):
 
     Args:
         encoder: turns packed patches into packed features.
-        head: turns packed features into logits; its pool must be the encoder's.
+        head: turns packed features into logits, or an embedding; its pool must be the encoder's.
         selector: holds no weights, and may be replaced at any time (`model.selector = ...`).
     """
 
     def __init__(
-        self, encoder: VisionTransformer, head: ClassificationHead, selector: Selector
+        self,
+        encoder: VisionTransformer,
+        head: ClassificationHead | ProjectionHead,
+        selector: Selector,
     ) -> None:
         super().__init__()
         if encoder.pool != head.pool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from onereel.tokens.packing import cumulative_lengths, per_token
 from onereel.tokens.positions import (
     flat_sincos_positions,
     gather_positions,
+    gather_space_time,
     resize_positions,
     sincos_positions,
 )
@@ -27,7 +28,33 @@ NORM_EPS = 1e-6  # as VideoMAE and the ViT paper; RLT's 1e-5 doesn't fit VideoMA
 TOKEN_STD = 0.02  # class token and learned positions, as timm and VideoMAE
 MLP_RATIO = 4
 COLORS = 3
-POSITIONS = ("sincos", "sincos-1d", "learned")
+POSITIONS = ("sincos", "sincos-1d", "learned", "space-time")
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """`x * sigmoid(1.702 x)`, with which CLIP's weights were trained."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+@dataclass(frozen=True)
+class Style:
+    """What differs between families of weights of one architecture.
+
+    Attributes:
+        norm_eps: of every LayerNorm.
+        activation: of the MLPs.
+        patch_bias: whether the patch embedding has a bias.
+        input_norm: whether tokens are normalised before the first block (CLIP's ln_pre).
+    """
+
+    norm_eps: float = NORM_EPS
+    activation: Callable[[Tensor], Tensor] = F.gelu
+    patch_bias: bool = True
+    input_norm: bool = False
+
+
+STYLES = {"vit": Style(), "clip": Style(1e-5, quick_gelu, patch_bias=False, input_norm=True)}
+"""The ViT paper's, and OpenAI's CLIP (arXiv 2103.00020)."""
 
 
 class Segments:
@@ -70,18 +97,26 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """`x + scale * attention(norm(x))`, then the same with the MLP; `scale (2, M)` is drop path, or None."""
 
-    def __init__(self, embed_dim: int, num_heads: int, qk_norm: bool, backend: str) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        qk_norm: bool,
+        backend: str,
+        style: Style = STYLES["vit"],
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.activation = style.activation
+        self.norm1 = nn.LayerNorm(embed_dim, eps=style.norm_eps)
         self.attn = Attention(embed_dim, num_heads, qk_norm, backend)
-        self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=style.norm_eps)
         self.fc1 = nn.Linear(embed_dim, MLP_RATIO * embed_dim)
         self.fc2 = nn.Linear(MLP_RATIO * embed_dim, embed_dim)
 
     def forward(self, x: Tensor, segments: Segments, scale: Tensor | None = None) -> Tensor:
         branch = self.attn(self.norm1(x), segments)
         x = x + (branch if scale is None else branch * scale[0, :, None])
-        branch = self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        branch = self.fc2(self.activation(self.fc1(self.norm2(x))))
         return x + (branch if scale is None else branch * scale[1, :, None])
 
 
@@ -94,7 +129,9 @@ class VisionTransformer(nn.Module):
         tubelet_size, patch_size: frames and pixels per side of a tubelet.
         embed_dim, depth, num_heads: as in timm.
         pool: "cls" puts a learned token in front of each clip, "mean" doesn't; the head pools accordingly.
-        positions: "sincos" (fixed, 3-D), "sincos-1d" (fixed, by running number: VideoMAE's weights) or "learned".
+        positions: "sincos" (fixed, 3-D), "sincos-1d" (fixed, by running number: VideoMAE's weights), "learned", or
+            "space-time" (a learned table of places plus one of times, which starts as zeros: AVION's).
+        style: "vit" or "clip", see `Style`.
         drop_path_rate: probability of skipping a branch of the last block for a clip; rises linearly from 0.
         qk_norm: LayerNorm on each head's queries and keys.
         patch_norm: LayerNorm before and after the patch embedding (Dual PatchNorm, arXiv 2302.01327; FluxViT).
@@ -117,7 +154,8 @@ class VisionTransformer(nn.Module):
         depth: int,
         num_heads: int,
         pool: Literal["mean", "cls"] = "mean",
-        positions: Literal["sincos", "sincos-1d", "learned"] = "sincos",
+        positions: Literal["sincos", "sincos-1d", "learned", "space-time"] = "sincos",
+        style: Literal["vit", "clip"] = "vit",
         drop_path_rate: float = 0.0,
         qk_norm: bool = False,
         patch_norm: bool = False,
@@ -132,6 +170,7 @@ class VisionTransformer(nn.Module):
         for kind, given, allowed in (
             ("pool", pool, ("mean", "cls")),
             ("positions", positions, POSITIONS),
+            ("style", style, STYLES),
             ("attention back-end", attention, ("auto", *BACKENDS)),
         ):
             if given not in allowed:
@@ -142,28 +181,37 @@ class VisionTransformer(nn.Module):
         self.embed_dim, self.depth, self.pool = embed_dim, depth, pool
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
         self.patch_values = COLORS * tubelet_size * patch_size**2
-        self.patch_embed = nn.Linear(self.patch_values, embed_dim)
+        self.patch_embed = nn.Linear(self.patch_values, embed_dim, bias=STYLES[style].patch_bias)
         self.patch_norms = (
             nn.ModuleList(nn.LayerNorm(n, eps=NORM_EPS) for n in (self.patch_values, embed_dim))
             if patch_norm
             else None
         )
         self.positions = positions
-        if positions == "learned":
-            self.pos_embed = nn.Parameter(torch.empty(grid.num_tokens, embed_dim))
-        else:
-            table = sincos_positions if positions == "sincos" else flat_sincos_positions
-            # Not persistent: it follows from the grid, and another grid must be able to load the weights.
-            self.register_buffer("pos_embed", table(grid, embed_dim), persistent=False)
+        self._add_position_tables()
         self.cls_token = nn.Parameter(torch.empty(embed_dim)) if pool == "cls" else None
         self.length_embed = (
             nn.Parameter(torch.empty(grid.gt, embed_dim)) if length_embedding else None
         )
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, qk_norm, attention) for _ in range(depth)
+            Block(embed_dim, num_heads, qk_norm, attention, STYLES[style]) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if final_norm else nn.Identity()
+        eps = STYLES[style].norm_eps
+        self.input_norm = nn.LayerNorm(embed_dim, eps=eps) if STYLES[style].input_norm else None
+        self.norm = nn.LayerNorm(embed_dim, eps=eps) if final_norm else nn.Identity()
         self.reset_parameters()
+
+    def _add_position_tables(self) -> None:
+        grid, width = self.grid, self.embed_dim
+        if self.positions == "learned":
+            self.pos_embed = nn.Parameter(torch.empty(grid.num_tokens, width))
+        elif self.positions == "space-time":
+            self.pos_embed = nn.Parameter(torch.empty(grid.gh * grid.gw, width))
+            self.temporal_embed = nn.Parameter(torch.empty(grid.gt, width))
+        else:
+            table = sincos_positions if self.positions == "sincos" else flat_sincos_positions
+            # Not persistent: it follows from the grid, and another grid must be able to load the weights.
+            self.register_buffer("pos_embed", table(grid, width), persistent=False)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights, from the global generator as every PyTorch module does."""
@@ -173,9 +221,12 @@ class VisionTransformer(nn.Module):
                 fan_out = module.out_features // (3 if name.endswith("qkv") else 1)
                 bound = math.sqrt(6 / (module.in_features + fan_out))
                 nn.init.uniform_(module.weight, -bound, bound)
-                nn.init.zeros_(module.bias)
-        if self.positions == "learned":
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if isinstance(self.pos_embed, nn.Parameter):
             nn.init.trunc_normal_(self.pos_embed, std=TOKEN_STD)
+        if self.positions == "space-time":
+            nn.init.zeros_(self.temporal_embed)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=TOKEN_STD)
         if self.length_embed is not None:
@@ -222,6 +273,8 @@ class VisionTransformer(nn.Module):
         tokens = replace(tokens, values=x)
         if self.cls_token is not None:
             tokens = prepend_token(tokens, self.cls_token)
+        if self.input_norm is not None:
+            tokens = replace(tokens, values=self.input_norm(tokens.values))
         segments = Segments(tokens.lengths, tokens.cu_seqlens)
         scales = self._drop_path_scales(tokens, generators)
         x = tokens.values
@@ -238,6 +291,9 @@ class VisionTransformer(nn.Module):
     def _positions(self, tokens: Packed) -> Tensor:
         table: Tensor = self.pos_embed
         grid = tokens.grid
+        if self.positions == "space-time":
+            tables = (table, self.temporal_embed)
+            return gather_space_time(*tables, tokens.coordinates, self.grid, grid)
         if grid != self.grid:
             table = (
                 sincos_positions(grid, self.embed_dim, table.device)

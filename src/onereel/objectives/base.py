@@ -11,7 +11,10 @@ import torch
 from onereel.seeding import stable_seed
 from onereel.types import Batch, SampleKey
 
-VIT_TABLES = ("pos_embed", "cls_token", "length_embed")
+VIT_TABLES = ("pos_embed", "temporal_embed", "cls_token", "length_embed")
+
+BACKWARD_FLOPS = 2
+"""The backward pass costs about two forward passes: one for the inputs' gradient, one for the weights'."""
 
 
 class Objective(Protocol):
@@ -56,7 +59,7 @@ def layer_of_vit(name: str, depth: int) -> int:
     if block:
         return int(block.group(1)) + 1
     is_embedding = (
-        re.search(r"patch_(embed|norms)\.", name) or name.rpartition(".")[2] in VIT_TABLES
+        re.search(r"(patch_embed|patch_norms|input_norm)\.", name) or name.rpartition(".")[2] in VIT_TABLES
     )
     return 0 if is_embedding else depth + 1
 
@@ -64,3 +67,8 @@ def layer_of_vit(name: str, depth: int) -> int:
 def undecayed_of_vit(names: Iterable[str]) -> set[str]:
     """Those of the parameter `names` that are position tables, class tokens or length embeddings: not decayed."""
     return {name for name in names if name.rpartition(".")[2] in VIT_TABLES}
+
+
+def stats(num_tokens: int, num_tokens_dense: int, flops: float) -> dict[str, float]:
+    """The `"stats"` that an objective's `forward` returns."""
+    return {"num_tokens": num_tokens, "num_tokens_dense": num_tokens_dense, "flops": flops}

@@ -66,3 +66,17 @@ def flat_index(coordinates: Tensor, grid: TubeletGrid) -> Tensor:
 def gather_positions(table: Tensor, coordinates: Tensor, grid: TubeletGrid) -> Tensor:
     """The rows of `table (N, D)` at `coordinates (M, 3)`: `(M, D)`."""
     return F.embedding(flat_index(coordinates, grid), table)
+
+
+def gather_space_time(
+    space: Tensor, time: Tensor, coordinates: Tensor, old: TubeletGrid, new: TubeletGrid
+) -> Tensor:
+    """Rows of `space (gh * gw, D)` plus rows of `time (gt, D)`, tables of grid `old`, at coordinates of `new`: `(M, D)`.
+
+    Each is interpolated linearly where the grids differ on its axes (AVION's 4 to 16 frames).
+    """
+    frame = TubeletGrid(1, new.gh, new.gw)
+    space = resize_positions(space, TubeletGrid(1, old.gh, old.gw), frame)
+    time = resize_positions(time, TubeletGrid(old.gt, 1, 1), TubeletGrid(new.gt, 1, 1))
+    t, h, w = coordinates.unbind(-1)
+    return F.embedding(h * new.gw + w, space) + F.embedding(t, time)

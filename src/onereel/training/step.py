@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,19 @@ from onereel.types import Batch, SampleKey
 Augment = Callable[[Batch, torch.device], Batch]
 
 MAX_KEYS_NAMED = 32
+
+
+@runtime_checkable
+class Coupled(Protocol):
+    """An objective whose loss compares all clips of a step, on all processes.
+
+    `survey(batch)` gives what the loss needs of a micro-batch, here without gradients; `couple(surveys)` takes those of
+    the whole step and gives one value for each micro-batch, which is then passed as `forward(batch, value)`.
+    """
+
+    def survey(self, batch: Batch) -> Any: ...
+
+    def couple(self, features: Sequence[Any]) -> Sequence[Any]: ...
 
 
 class NonFiniteError(OnereelError, ArithmeticError):
@@ -101,6 +114,9 @@ class TrainStep:
     number of clips, and the sum divided by the number on all processes, so that samples that could not be read
     bias nothing and accumulation, processes and one big batch agree.
 
+    An objective whose loss compares the clips of a whole step (see `Coupled`) sees its micro-batches twice: first without
+    gradients, for what the loss needs of each, then as any other, with what the loss has to say to it.
+
     Random numbers inside the model (dropout, drop path) are a function of the seed, the step and the number of the
     micro-batch within it, counted over all processes as the loader counts; no random state is kept.
     """
@@ -115,6 +131,9 @@ class TrainStep:
         device: torch.device,
     ) -> None:
         self.model = data_parallel(objective, device)
+        self.coupled: Coupled | None = None
+        if config.train.accum_steps > 1 and isinstance(objective, Coupled):
+            self.coupled = objective
         self.keep_gradients_here: Callable[[], AbstractContextManager] = nullcontext
         if isinstance(self.model, DistributedDataParallel):
             self.keep_gradients_here = self.model.no_sync
@@ -137,11 +156,10 @@ class TrainStep:
         set_lr(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         totals, losses, keys = torch.zeros((), dtype=torch.float64, device=self.device), [], []
-        for micro in range(self.accum_steps):
-            batch = state.meter.next_batch(batches)
-            number = micro * world_size() + rank()
-            torch.manual_seed(stable_seed(self.seed, "step", state.step, number))
-            outputs = self._forward_backward(batch, is_last=micro == self.accum_steps - 1)
+        for micro, (batch, *more) in enumerate(self._micro_batches(state, batches)):
+            self._seed_micro_step(state.step, micro)
+            is_last = micro == self.accum_steps - 1
+            outputs = self._forward_backward(batch, *more, is_last=is_last)
             state.meter.count(batch.num_clips, outputs.pop("stats"))
             totals = totals + self._sums(batch, outputs)
             losses.append(outputs["loss"].detach())
@@ -153,15 +171,34 @@ class TrainStep:
         step, epoch = state.step + 1, int(state.epoch)
         return StepResult(step, epoch, names, values, losses, keys, self._mark())
 
-    def _forward_backward(self, batch: Batch, is_last: bool) -> dict[str, Any]:
+    def _micro_batches(self, state: TrainState, batches: Iterator[Batch]) -> Iterator[tuple]:
+        """The arguments of the objective for each micro-batch: it, and what a coupled objective adds."""
+        taken = (state.meter.next_batch(batches) for _ in range(self.accum_steps))
+        if self.coupled is None:
+            return ((batch,) for batch in taken)
+        kept, surveys = list(taken), []
+        for micro, batch in enumerate(kept):
+            self._seed_micro_step(state.step, micro)
+            with torch.no_grad(), self._autocast():
+                surveys.append(self.coupled.survey(self.augment(batch, self.device)))
+        return zip(kept, self.coupled.couple(surveys), strict=True)
+
+    def _seed_micro_step(self, step: int, micro: int) -> None:
+        number = micro * world_size() + rank()
+        torch.manual_seed(stable_seed(self.seed, "step", step, number))
+
+    def _forward_backward(self, batch: Batch, *more: Any, is_last: bool) -> dict[str, Any]:
         """Outputs of the objective; gradients of the loss summed over clips are added to the parameters'."""
         exchange = nullcontext if is_last else self.keep_gradients_here
         batch = self.augment(batch, self.device)
         with exchange():
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                outputs = self.model(batch)
+            with self._autocast():
+                outputs = self.model(batch, *more)
             (outputs["loss"] * batch.num_clips).backward()
         return outputs
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _sums(self, batch: Batch, outputs: dict[str, Any]) -> Tensor:
         """Clips, failed samples, and each output summed over the clips: float64, in the order of `names`."""
