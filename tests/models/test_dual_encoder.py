@@ -11,7 +11,7 @@ from onereel.models.text import TEXT_SIZES, TextSize, TextTower, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import VisionTransformer
 from onereel.tokens.run_length import RunLength
-from onereel.tokens.selector import KeepAll, RandomTokens
+from onereel.tokens.selector import KeepAll, Tube
 from onereel.types import TubeletGrid
 
 CAPTIONS = ["a red square moves right", "An orange disc grows.", "a  blue ring moves left"]
@@ -65,7 +65,7 @@ def test_features_have_unit_length_and_one_space(tiny_text, tokenizer):
         torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
 
 
-@pytest.mark.parametrize("selector", [RandomTokens(0.5), RunLength(0.3, patch_size=8, tubelet_size=1)])
+@pytest.mark.parametrize("selector", [Tube(0.5), RunLength(0.3, patch_size=8, tubelet_size=1)])
 def test_any_selector_stands_in_front_of_the_video_tower(tiny_text, tokenizer, selector):
     model = dual_encoder(tokenizer, selector)
     clips = torch.randn(2, 2, 3, 16, 16)
@@ -121,8 +121,6 @@ def test_published_size_and_cost_of_the_video_tower(size, num_frames):
 )
 def test_published_size_and_cost_of_the_text_tower(size, parameters, gmacs):
     with torch.device("meta"):
-        text = TextTower(
-            size, vocab_size=49408, context_length=77, out_dim=256, end_id=49407
-        )
+        text = TextTower(size, vocab_size=49408, context_length=77, out_dim=256, end_id=49407)
     assert meta_count(text) == parameters
     assert (text.macs(1, 77) - text.width * 256) / 1e9 == pytest.approx(gmacs, abs=1e-3)

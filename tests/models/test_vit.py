@@ -24,6 +24,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"positions": "learned", "qk_norm": True},
     {"length_embedding": True, "pool": "cls"},
     {"positions": "sincos-1d", "final_norm": False},
+    {"positions": "space-time", "style": "clip", "pool": "cls"},
 ]
 
 

@@ -114,9 +114,7 @@ def take_step(
         )
         objective.train()
         skipped = frozenset(broken or ())
-        loader = ToyPairs(
-            batch_size, rank=world.rank, world_size=world.world_size, broken=skipped
-        )
+        loader = ToyPairs(batch_size, rank=world.rank, world_size=world.world_size, broken=skipped)
         optimizer = torch.optim.SGD(objective.parameters(), lr=LR)
         plan = plan_steps(config, loader.num_batches, world.world_size)
         state = TrainState(objective, optimizer, None, Meter(world.device, 1.0), plan)

@@ -11,6 +11,7 @@ from onereel.tokens.positions import (
     flat_index,
     flat_sincos_positions,
     gather_positions,
+    gather_space_time,
     resize_positions,
     sincos_positions,
 )
@@ -98,3 +99,23 @@ def test_flat_positions_know_the_running_number_only() -> None:
     )
     with pytest.raises(ValueError, match="even dim, not 7"):
         flat_sincos_positions(GRID, 7)
+
+
+def test_places_and_times_are_added_and_times_interpolated_linearly() -> None:
+    """The published example: a temporal ramp 0, 1, 2, 3 of 4 frames, for 16."""
+    old, new = TubeletGrid(4, 2, 3), TubeletGrid(16, 2, 3)
+    space = 100 * torch.arange(6.0)[:, None]
+    time = torch.arange(4.0)[:, None]
+    every = torch.cartesian_prod(*(torch.arange(n) for n in new))
+    rows = gather_space_time(space, time, every, old, new).unflatten(0, tuple(new))
+    assert rows[0, ..., 0].tolist() == [[0, 100, 200], [300, 400, 500]]
+    ramp = [0, 0, *(0.125 + 0.25 * i for i in range(12)), 3, 3]
+    torch.testing.assert_close(rows[:, 0, 0, 0], torch.tensor(ramp))
+
+
+def test_places_and_times_of_the_own_grid_are_read_as_they_are() -> None:
+    grid = TubeletGrid(3, 2, 2)
+    space, time = torch.randn(4, 5), torch.randn(3, 5)
+    every = torch.cartesian_prod(*(torch.arange(n) for n in grid))
+    rows = gather_space_time(space, time, every, grid, grid)
+    assert torch.equal(rows, (time[:, None] + space).flatten(0, 1))

@@ -1,13 +1,19 @@
 """Tokens to features to logits: the video ViT on packed tokens, its heads, and models by name."""
 
-from onereel.models.heads import ClassificationHead, pool_tokens
+from onereel.models.dual_encoder import DualEncoder
+from onereel.models.heads import ClassificationHead, ProjectionHead, pool_tokens
 from onereel.models.registry import create_encoder, list_models
+from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import Output, VideoModel
 from onereel.models.vit import VisionTransformer
 
 __all__ = [
     "ClassificationHead",
+    "DualEncoder",
     "Output",
+    "ProjectionHead",
+    "TextTower",
+    "Tokenizer",
     "VideoModel",
     "VisionTransformer",
     "create_encoder",

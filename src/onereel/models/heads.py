@@ -87,9 +87,7 @@ class ProjectionHead(nn.Module):
         pool: "mean" or "cls", as in the encoder.
     """
 
-    def __init__(
-        self, embed_dim: int, out_dim: int, pool: Literal["mean", "cls"] = "cls"
-    ) -> None:
+    def __init__(self, embed_dim: int, out_dim: int, pool: Literal["mean", "cls"] = "cls") -> None:
         super().__init__()
         self.pool = pool
         self.fc = nn.Linear(embed_dim, out_dim, bias=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 START, END = "<|startoftext|>", "<|endoftext|>"
 MLP_RATIO = 4
 MIN_PAIR_COUNT = 2
-
-logger = logging.getLogger(__name__)
 
 
 class TextSize(NamedTuple):
@@ -49,7 +47,9 @@ class Tokenizer:
     def __init__(self, backend: Backend, context_length: int) -> None:
         end = backend.token_to_id(END)
         if end is None:
-            raise DataError(f"the tokenizer knows no {END}; allowed: CLIP's, or one made by onereel")
+            raise DataError(
+                f"the tokenizer knows no {END}; allowed: CLIP's, or one made by onereel"
+            )
         self.end_id: int = end
         self.backend, self.context_length = backend, context_length
         backend.enable_truncation(context_length)
@@ -63,7 +63,9 @@ class Tokenizer:
         clean, parts = tokenizers.normalizers, tokenizers.pre_tokenizers
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
         one_space = clean.Replace(tokenizers.Regex(r"\s+"), " ")
-        backend.normalizer = clean.Sequence([clean.NFC(), clean.Lowercase(), one_space, clean.Strip()])
+        backend.normalizer = clean.Sequence(
+            [clean.NFC(), clean.Lowercase(), one_space, clean.Strip()]
+        )
         backend.pre_tokenizer = parts.ByteLevel(add_prefix_space=True)
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -154,16 +156,10 @@ class TextTower(nn.Module):
         return batch_size * (self.depth * block + d * self.out_dim)
 
 
-def _library(name: str):
-    """The module `name`, which only video-language runs need."""
+def _library(name: str) -> Any:
+    """The module `name`, which only video-language runs need, and which takes seconds to import."""
     try:
-        if name == "tokenizers":
-            import tokenizers
-
-            return tokenizers
-        import transformers
-
-        return transformers
+        return import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"video-language models need the library {name}: pip install 'onereel[text]'"

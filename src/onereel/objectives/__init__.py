@@ -2,10 +2,17 @@
 
 from onereel.objectives.base import Objective, clip_generators, layer_of_vit, undecayed_of_vit
 from onereel.objectives.classification import ClassificationObjective
+from onereel.objectives.contrastive import InfoNce, SigmoidLoss
+from onereel.objectives.max_margin import MaxMargin
+from onereel.objectives.pairs import PairObjective
 
 __all__ = [
     "ClassificationObjective",
+    "InfoNce",
+    "MaxMargin",
     "Objective",
+    "PairObjective",
+    "SigmoidLoss",
     "clip_generators",
     "layer_of_vit",
     "undecayed_of_vit",

@@ -59,7 +59,8 @@ def layer_of_vit(name: str, depth: int) -> int:
     if block:
         return int(block.group(1)) + 1
     is_embedding = (
-        re.search(r"(patch_embed|patch_norms|input_norm)\.", name) or name.rpartition(".")[2] in VIT_TABLES
+        re.search(r"(patch_embed|patch_norms|input_norm)\.", name)
+        or name.rpartition(".")[2] in VIT_TABLES
     )
     return 0 if is_embedding else depth + 1
 

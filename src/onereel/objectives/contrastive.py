@@ -81,9 +81,7 @@ class SigmoidLoss(nn.Module):
         return losses.masked_fill(ignored, 0.0).sum(dim=1)
 
 
-def check_rows(
-    video_to_text: Tensor, text_to_video: Tensor, own: Tensor, ignored: Tensor
-) -> None:
+def check_rows(video_to_text: Tensor, text_to_video: Tensor, own: Tensor, ignored: Tensor) -> None:
     """Raise ValueError unless these are n rows of N pairs: a wrong shape would broadcast to a wrong loss."""
     shapes = [tuple(x.shape) for x in (video_to_text, text_to_video, ignored)]
     if len(set(shapes)) > 1 or len(shapes[0]) != 2 or own.shape != shapes[0][:1]:

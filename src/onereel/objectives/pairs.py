@@ -1,9 +1,9 @@
 """Video-text pairs: every pair of a step is compared with all others, on all devices and in all micro-batches.
 
 The towers see one micro-batch at a time, the loss sees the step: features first, without their graphs; then the loss
-and its gradient for each feature; then the towers again, with a graph, micro-batch by micro-batch, each fed the gradients
-of its own features (GradCache, arXiv 2101.06983). The gradient is exactly the big batch's and memory that of a
-micro-batch. A step of one micro-batch is the same without the second pass.
+and its gradient for each feature; then the towers again, with a graph, micro-batch by micro-batch, each fed the
+gradients of its own features (GradCache, arXiv 2101.06983). The gradient is exactly the big batch's and memory that of
+a micro-batch. A step of one micro-batch is the same without the second pass.
 """
 
 from __future__ import annotations
@@ -123,10 +123,14 @@ class PairObjective(nn.Module):
         """
         self.loss.clamp()
         everyone, first = self._gather(
-            PairFeatures(*(torch.cat(parts) for parts in zip(*features, strict=True)))
+            PairFeatures(
+                torch.cat([part.video for part in features]),
+                torch.cat([part.text for part in features]),
+                torch.cat([part.captions for part in features]),
+            )
         )
         leaves = [x.detach().requires_grad_() for x in (everyone.video, everyone.text)]
-        everyone = PairFeatures(*leaves, everyone.captions)
+        everyone = PairFeatures(leaves[0], leaves[1], everyone.captions)
         totals = [torch.zeros_like(leaf) for leaf in leaves]
         starts, found = [first], []
         with torch.enable_grad(), torch.autocast(leaves[0].device.type, enabled=False):
@@ -160,7 +164,9 @@ class PairObjective(nn.Module):
         tokens = self.model.tokenizer(batch.captions)
         text = self.model.encode_tokens(tokens)
         if video.shape != text.shape:
-            raise ValueError(f"features {tuple(video.shape)} of clips and {tuple(text.shape)} of texts")
+            raise ValueError(
+                f"features {tuple(video.shape)} of clips and {tuple(text.shape)} of texts"
+            )
         numbers = [stable_seed(caption) for caption in batch.captions]
         captions = torch.tensor(numbers if batch.num_clips else [NO_CLIP] * len(numbers))
         captions = captions.to(video.device, non_blocking=True)
@@ -209,7 +215,9 @@ class PairObjective(nn.Module):
     def layer_of(self, name: str) -> int:
         """Blocks of both towers are counted from their ends, so that both learn alike where one is deeper."""
         if ".text." in name:
-            name = name.replace(".encoder.layers.", ".blocks.").replace("embeddings.", "patch_embed.")
+            name = name.replace(".encoder.layers.", ".blocks.").replace(
+                "embeddings.", "patch_embed."
+            )
             depth = self.model.text.depth
         else:
             depth = self.model.video.encoder.depth
@@ -217,7 +225,9 @@ class PairObjective(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         names = [name for name, _ in self.named_parameters()]
-        return undecayed_of_vit(names) | {n for n in names if n.endswith("position_embedding.weight")}
+        return undecayed_of_vit(names) | {
+            n for n in names if n.endswith("position_embedding.weight")
+        }
 
 
 def _world_size() -> int:

@@ -71,9 +71,10 @@ def gather_positions(table: Tensor, coordinates: Tensor, grid: TubeletGrid) -> T
 def gather_space_time(
     space: Tensor, time: Tensor, coordinates: Tensor, old: TubeletGrid, new: TubeletGrid
 ) -> Tensor:
-    """Rows of `space (gh * gw, D)` plus rows of `time (gt, D)`, tables of grid `old`, at coordinates of `new`: `(M, D)`.
+    """Rows of `space (gh * gw, D)` plus rows of `time (gt, D)` at `coordinates (M, 3)` of grid `new`: `(M, D)`.
 
-    Each is interpolated linearly where the grids differ on its axes (AVION's 4 to 16 frames).
+    The tables are those of grid `old`; each is interpolated linearly where the grids differ on its axes (from 4 frames
+    to 16, say, as AVION does).
     """
     frame = TubeletGrid(1, new.gh, new.gw)
     space = resize_positions(space, TubeletGrid(1, old.gh, old.gw), frame)

@@ -114,8 +114,8 @@ class TrainStep:
     number of clips, and the sum divided by the number on all processes, so that samples that could not be read
     bias nothing and accumulation, processes and one big batch agree.
 
-    An objective whose loss compares the clips of a whole step (see `Coupled`) sees its micro-batches twice: first without
-    gradients, for what the loss needs of each, then as any other, with what the loss has to say to it.
+    An objective whose loss compares the clips of a whole step (see `Coupled`) sees its micro-batches twice: first
+    without gradients, for what the loss needs of each, then as any other, with what the loss has to say to it.
 
     Random numbers inside the model (dropout, drop path) are a function of the seed, the step and the number of the
     micro-batch within it, counted over all processes as the loader counts; no random state is kept.
