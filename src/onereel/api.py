@@ -15,8 +15,8 @@ import torch
 
 from onereel import build
 from onereel.config import RunConfig, from_dict, to_dict
-from onereel.data.annotations import AnnotationReport
-from onereel.data.annotations import check_annotations as _check_annotations
+from onereel.data.annotation_check import AnnotationReport
+from onereel.data.annotation_check import check_annotations as _check_annotations
 from onereel.data.dataset import ClipDataset, Sample
 from onereel.errors import ConfigError, DataError, DecodeError, OnereelError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
@@ -162,7 +162,7 @@ def _train_in(
     world: World, config: RunConfig, run: Path, overwrite: bool, resume: bool, held: ExitStack
 ) -> TrainResult:
     annotations = build.build_annotations(config, config.data.train)
-    class_names = annotations.label_names()
+    class_names = build.class_names(config, annotations)
     if not class_names:
         raise DataError(f"{annotations.source} has no labels; classification needs a label column")
     _warn_of_rare_classes(annotations.label_counts(), config.data.train)

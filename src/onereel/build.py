@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from onereel.config import RunConfig, TokensConfig
-from onereel.data.annotations import Annotations, read_annotations
+from onereel.data.annotations import Annotations, paragraphs, read_annotations
 from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
+from onereel.data.sources.epic import are_actions
 from onereel.errors import ConfigError, unknown_name
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
@@ -147,7 +148,25 @@ def build_library(config: RunConfig, annotations: Annotations) -> VideoLibrary:
 
 
 def build_annotations(config: RunConfig, path: str) -> Annotations:
-    return read_annotations(path, config.data.root)
+    """The records of a list; ids of videos become the names of those in the store, or below the list's root."""
+    annotations = read_annotations(path, config.data.root)
+    if config.data.captions == "paragraph":
+        annotations = paragraphs(annotations)
+    if not annotations.origin.by_id:
+        return annotations
+    return annotations.located(build_library(config, annotations).videos())
+
+
+def class_names(config: RunConfig, annotations: Annotations) -> tuple[str, ...]:
+    """The classes of a run, in the order of their numbers: the labels of its training list.
+
+    Actions (a verb and a noun) that only the validation list has are classes too, as published for
+    EPIC-KITCHENS-100: their verbs and nouns are trained, and their share counts when actions are summed up.
+    """
+    names = annotations.label_names()
+    if not config.data.val or not are_actions(names):
+        return names
+    return tuple(sorted({*names, *build_annotations(config, config.data.val).label_names()}))
 
 
 def build_dataset(

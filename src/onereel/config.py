@@ -26,13 +26,16 @@ class DataConfig:
     """Which clips, and how they are read."""
 
     train: str = ""
-    """Training list: a CSV with path,label[,start,end], a "path label" list, or a folder per class."""
+    """Training list: a CSV with path,label or path,caption[,start,end], a "path label" list, a folder per class, or a
+    data set's own file (docs/data.md)."""
     val: str = ""
     """Validation list, in any of the same forms."""
     root: str = ""
     """Folder that relative paths start from; empty: the folder of the list."""
     store: str = ""
     """Chunk store made by `onereel prepare`; empty: read the raw files."""
+    captions: Literal["each", "paragraph"] = "each"
+    """each: every caption at its own time. paragraph: all captions of a video, by time, as one about all of it."""
     num_frames: int = 16
     """Frames per clip (T)."""
     sampling: Literal["segment", "dense"] = "segment"

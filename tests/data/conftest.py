@@ -27,12 +27,18 @@ class FakeLibrary:
     Names that start with "bad" cannot be read, "gone" cannot be opened, "disk" fails like a broken disk.
     """
 
-    def __init__(self, num_frames: int = 60, height: int = 48, width: int = 64) -> None:
+    def __init__(
+        self, num_frames: int = 60, height: int = 48, width: int = 64, num_chunk_frames: int = 0
+    ) -> None:
+        self.num_chunk_frames = num_chunk_frames
         self.shape = VideoInfo(num_frames, 30.0, height, width)
         self.reads: Counter[str] = Counter()
 
     def __contains__(self, video: str) -> bool:
         return not video.startswith("gone")
+
+    def chunk_frames(self, video: str) -> int:
+        return self.num_chunk_frames
 
     def info(self, video: str) -> VideoInfo:
         if video not in self:

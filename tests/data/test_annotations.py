@@ -3,14 +3,12 @@ import io
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onereel.data.annotations import Annotations, Record, check_annotations, read_annotations
+from onereel.data.annotations import Annotations, Record, read_annotations
 from onereel.errors import DataError
-from onereel.types import VideoInfo
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st.sampled_from(' ,"'))
 CELL = TEXT.map(str.strip).filter(bool)
@@ -206,46 +204,6 @@ def test_many_rows_stay_cheap(tmp_path):
     assert time.process_time() - start < 5
     assert annotations.table.nbytes < 1.5 * len(text)
     assert annotations.record(199_999) == Record(199_999, "folder/video0199999.mp4", "399")
-
-
-# ----------------------------------------------------------------------------------------------------------- check
-
-
-def test_check_reports_everything(fake_library, annotations_of):
-    class Library(fake_library):
-        def info(self, video: str) -> VideoInfo:
-            if video.startswith("bad"):
-                self.read_error(video)
-            return super().info(video)
-
-        @staticmethod
-        def read_error(video: str) -> None:
-            from onereel.errors import DecodeError
-
-            raise DecodeError(video, "not a video")
-
-    annotations = annotations_of(
-        ["gone.mp4", "bad.mp4", "a.mp4", "a.mp4", "a.mp4", "gone.mp4"],
-        ["x", "x", "x", "y", "zz", "x"],
-        start=pa.array([None, None, 0.5, 1.9, 9.0, None], pa.float64()),
-    )
-    report = check_annotations(annotations, Library(), 16, 2, label_names=("x", "y"))
-    assert report.missing == ("gone.mp4",)
-    assert [q.path for q in report.unreadable] == ["bad.mp4"]
-    assert [r.index for r in report.outside] == [4]
-    assert [r.index for r in report.short] == [3]
-    assert report.unknown_labels == {"zz": 1}
-    assert report.class_counts == {"x": 4, "y": 1, "zz": 1}
-    assert report.single_clip_classes == ("y", "zz")
-    assert not report.ok
-    for part in ("gone.mp4", "bad.mp4: not a video", "zz (1 records)", "shorter than 31 frames"):
-        assert part in str(report)
-
-
-def test_check_of_a_good_list_is_ok(fake_library, annotations_of):
-    report = check_annotations(annotations_of(["a", "b"], ["x", "x"]), fake_library(), 16)
-    assert report.ok
-    assert "1 classes of 2 to 2 clips" in str(report)
 
 
 def test_real_lists(real_data):

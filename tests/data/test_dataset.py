@@ -1,13 +1,16 @@
 import dataclasses
 import pickle
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from onereel.config import DataConfig
+from onereel.data.annotations import Annotations, Origin
 from onereel.data.cropping import center_box, three_crop_box
 from onereel.data.dataset import ClipDataset
+from onereel.data.relevancy import Actions, SentencePool
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.types import SampleKey
 from onereel.video.decode import ReferenceDecoder, VideoFile
@@ -66,8 +69,6 @@ def test_views_of_one_decode_on_video(tmp_path, make_video):
 
 
 def video_dataset(library, *paths, training=False, size=32, **settings) -> ClipDataset:
-    from onereel.data.annotations import Annotations
-
     return ClipDataset(
         Annotations.of_videos(paths),
         library,
@@ -152,3 +153,41 @@ def test_defaults_are_those_of_the_configuration(dataset_of):
     assert names == {"sampling", "sampling_rate", "crop", "crop_scale", "crop_ratio"}
     for name in names:
         assert getattr(reader, name) == getattr(config, name)
+
+
+def test_one_of_several_captions_is_drawn_by_epoch_and_view(fake_library):
+    texts = [f"text {i}" for i in range(5)]
+    table = pa.table({"path": ["a", "b"], "caption": [texts, ["only"]]})
+
+    def dataset(training: bool, seed: int = 0) -> ClipDataset:
+        return ClipDataset(
+            Annotations(table, "list"),
+            fake_library(),
+            num_frames=1,
+            size=16,
+            seed=seed,
+            training=training,
+            label_names=None,
+        )
+
+    keys = [SampleKey(epoch, 0, view) for epoch in range(60) for view in range(5)]
+    drawn = [dataset(training=True)[key].caption for key in keys]
+    counts = [drawn.count(text) for text in texts]
+    assert min(counts) > 35, "each about 60 times"
+    assert [dataset(training=True)[key].caption for key in reversed(keys)] == drawn[::-1]
+    assert [dataset(training=True, seed=1)[key].caption for key in keys] != drawn
+    assert {dataset(training=False)[key].caption for key in keys} == {"text 0"}
+    assert dataset(training=True)[SampleKey(3, 1)].caption == "only"
+
+
+def test_a_retrieval_list_draws_relevant_sentences(fake_library):
+    actions = Actions(np.array([0, 1]), np.eye(2, dtype=bool))
+    pool = SentencePool(("take cup", "put bin"), actions, actions)
+    table = pa.table({"path": ["a", "b"], "caption": ["take the cup", "bin it"]})
+    dataset = ClipDataset(
+        Annotations(table, "list", origin=Origin(sentences=pool)),
+        fake_library(),
+        **{"num_frames": 1, "size": 16, "seed": 0, "training": True, "label_names": None},
+    )
+    assert [dataset[SampleKey(0, i)].caption for i in range(2)] == ["take cup", "put bin"]
+    assert pickle.loads(pickle.dumps(dataset.reader)).sentences.texts == pool.texts

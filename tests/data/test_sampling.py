@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onereel.data.sampling import dense_frames, frame_span, segment_frames
+from onereel.data.sampling import dense_frames, frame_span, is_past_end, segment_frames
 from onereel.errors import DataError
 from onereel.seeding import numpy_generator
 from onereel.types import VideoInfo
@@ -116,3 +116,11 @@ def test_span_is_inside_the_video_or_refused(start, length, num_frames):
     else:
         first, stop = frame_span(info, start, start + length)
         assert 0 <= first < stop <= num_frames
+
+
+def test_an_end_is_past_the_video_from_half_a_frame_on():
+    info = VideoInfo(60, 30.0, 48, 64)
+    ends = {None: False, 1.9: False, 2.0: False, 2.01: False, 2.03: True, 9.0: True}
+    assert {end: is_past_end(info, end) for end in ends} == ends
+    varying = VideoInfo(3, 2.0, 48, 64, np.array([0.0, 0.1, 1.0]))
+    assert not is_past_end(varying, 1.2)

@@ -70,6 +70,15 @@ def test_names_are_paths_relative_to_the_root_or_absolute(
         videos.info("clips/b.mp4")
 
 
+def test_videos_are_the_files_below_the_root(tmp_path: Path) -> None:
+    for name in ("b/c.MKV", "a.mp4", ".hidden.mp4", ".git/d.mp4", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    videos = RawVideos(str(tmp_path))
+    assert videos.videos() == ["a.mp4", "b/c.MKV"]
+    assert videos.chunk_frames("a.mp4") == 0
+
+
 def test_a_file_is_indexed_once(folder: Path, count_builds: list[str]) -> None:
     for _ in range(2):
         videos = RawVideos(str(folder), cache=str(folder / "cache"))

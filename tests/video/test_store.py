@@ -54,6 +54,9 @@ def test_what_it_holds(store: ChunkStore) -> None:
         info = store.info(name)
         assert (info.num_frames, info.fps, info.height, info.width) == (length, 20.0, *SIZE)
         assert info.frame_times is None
+        assert store.chunk_frames(name) == 10
+    with pytest.raises(DecodeError, match="not in the store"):
+        store.chunk_frames("gone.mp4")
 
 
 @settings(max_examples=30, deadline=None)

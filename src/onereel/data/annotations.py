@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from onereel.data.sampling import frame_span
-from onereel.data.sources import csv_file, list_file
+from onereel.data.relevancy import SentencePool
+from onereel.data.sources import caption_json, csv_file, ego4d, epic, list_file
 from onereel.data.sources.folder import read_folder
-from onereel.errors import DataError, DecodeError, did_you_mean
-from onereel.types import Quarantined, VideoInfo
-
-if TYPE_CHECKING:
-    from onereel.video.library import VideoLibrary
+from onereel.errors import DataError, did_you_mean
+from onereel.video.probe import VIDEO_SUFFIXES
 
 COLUMNS = ("path", "label", "caption", "start", "end")
-SHOWN_ITEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +26,8 @@ class Record:
     Attributes:
         index: position in the file, from 0.
         path: as written; relative paths start at `Annotations.root`.
+        caption: what is said, or the first of several ways to say it.
+        captions: all of them, where there are several; training draws one per clip.
         start, end: seconds of the video that the label or caption is about; None: from its beginning, to its end.
     """
 
@@ -40,17 +37,35 @@ class Record:
     caption: str | None = None
     start: float | None = None
     end: float | None = None
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where annotations come from, beside their table.
+
+    Attributes:
+        by_id: paths are ids of videos, which `Annotations.located` turns into the names of files.
+        line_of: finds the line of a row in the source file, where it is one.
+        left_out: entries of the source that are not in the table, by reason.
+        sentences: of a retrieval list: all sentences and how relevant each is to each record.
+    """
+
+    by_id: bool = False
+    line_of: Callable[[Path, int], int] | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    sentences: SentencePool | None = None
 
 
 class Annotations:
     """Records in Arrow columns: 10^7 of them take about as much memory as their file.
 
     Args:
-        table: string columns path, label, caption and float64 columns start, end (seconds), all but path optional;
-            further columns are kept.
+        table: string columns path, label, caption (or lists of captions) and float64 columns start, end (seconds),
+            all but path optional; further columns are kept.
         source: file or folder that the table came from, for messages.
         root: folder that relative paths start from.
-        line_of: finds the line of a row in the source file, where it is one.
+        origin: what else is known of the source.
     """
 
     def __init__(
@@ -58,7 +73,7 @@ class Annotations:
         table: pa.Table,
         source: str,
         root: str = "",
-        line_of: Callable[[Path, int], int] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         if table.num_rows == 0:
             raise DataError(f"{source}: no records; a list needs at least one video")
@@ -66,8 +81,7 @@ class Annotations:
             position = table.column_names.index("label")
             table = table.set_column(position, "label", table["label"].dictionary_encode())
         self.table = table.combine_chunks()
-        self.source, self.root = source, root
-        self._line_of = line_of
+        self.source, self.root, self.origin = source, root, origin or Origin()
         self._columns = {name: self.table[name] for name in COLUMNS if name in table.column_names}
 
     @classmethod
@@ -86,6 +100,9 @@ class Annotations:
     def record(self, index: int) -> Record:
         """Record `index`, 0 <= index < len(self)."""
         values = {name: column[index].as_py() for name, column in self._columns.items()}
+        if isinstance(values.get("caption"), list):
+            values["captions"] = tuple(values["caption"])
+            values["caption"] = values["captions"][0]
         return Record(index=index, **values)
 
     @property
@@ -112,9 +129,32 @@ class Annotations:
 
     def where(self, index: int) -> str:
         """Where record `index` is written: `train.csv, line 7`."""
-        if self._line_of is None:
+        if self.origin.line_of is None:
             return f"{self.source}, {self.record(index).path}"
-        return f"{self.source}, line {self._line_of(Path(self.source), index)}"
+        return f"{self.source}, line {self.origin.line_of(Path(self.source), index)}"
+
+    def located(self, videos: Iterable[str]) -> Annotations:
+        """The same records with names of `videos` for paths, where paths are ids; else these annotations.
+
+        An id is the name of a file without its folder, with its suffix or without. An id that no video has stays,
+        and is reported as missing. Raises DataError where several videos have the same id.
+        """
+        if not self.origin.by_id:
+            return self
+        names: dict[str, list[str]] = {}
+        for video in videos:
+            names.setdefault(_stem(video), []).append(video)
+        ids = self.table["path"].combine_chunks().dictionary_encode()
+        found = [names.get(_stem(name), [name]) for name in ids.dictionary.to_pylist()]
+        for several in found:
+            if len(several) > 1:
+                raise DataError(
+                    f"{self.source}: {several[0]} and {several[1]} may both be video {_stem(several[0])!r}; "
+                    "set data.root to the folder of one of them, or prepare a store of them alone"
+                )
+        paths = pa.array([name for (name,) in found], pa.string()).take(ids.indices)
+        table = self.table.set_column(self.table.column_names.index("path"), "path", paths)
+        return Annotations(table, self.source, self.root, replace(self.origin, by_id=False))
 
     def check_labels(self, label_names: Sequence[str]) -> None:
         """Raise DataError unless every record has one of `label_names`."""
@@ -132,148 +172,77 @@ class Annotations:
 
 
 def read_annotations(source: str, root: str = "") -> Annotations:
-    """Read a CSV with a header, a headerless `path label` list, or a folder per class.
+    """Read a list of videos in any of the forms that `data.sources` knows.
 
     Args:
-        source: the file or folder. A file whose first line names a column `path` is a CSV, and so is a `.csv` whose
-            first line has commas and does not end in an integer label; any other file is a list.
+        source: a folder per class; a CSV with a header; a headerless `path label` list; EPIC-KITCHENS-100's CSV;
+            captions in JSON (MSR-VTT's with `#split` behind it, if not all); EgoClip's table; LaViLa's `.pkl`. A file
+            whose first line names a column `path` is a CSV, and so is a `.csv` whose first line has commas and does
+            not end in an integer label; any other file is a list.
         root: folder that relative paths start from; empty: the folder of the file, or the folder itself.
 
     Raises DataError naming file and line, what is allowed, and the remedy.
     """
-    path = Path(source)
+    path, split = Path(source), ""
     if path.is_dir():
         return Annotations(read_folder(path), source, root or str(path))
+    if not path.is_file() and "#" in source:
+        path, split = Path(source.rpartition("#")[0]), source.rpartition("#")[2]
     if not path.is_file():
         raise DataError(
             f"{source}: no such file or folder; give a CSV with path,label or path,caption[,start,end], "
-            "a 'path label' list, or a folder with one folder per class"
+            "a 'path label' list, a folder with one folder per class, or a caption file (JSON)"
         )
     if path.stat().st_size == 0:
         raise DataError(f"{source}: the file is empty; a CSV starts with a line such as path,label")
-    root = root or str(path.parent)
-    if _is_csv(path):
-        return Annotations(csv_file.read_csv(path), source, root, csv_file.line_of)
-    return Annotations(list_file.read_list(path), source, root, list_file.line_of)
+    table, origin = _read_file(path, split)
+    return Annotations(table, source, root or str(path.parent), origin)
 
 
-@dataclass(frozen=True)
-class AnnotationReport:
-    """What `check_annotations` found; `str()` is readable.
+def paragraphs(annotations: Annotations) -> Annotations:
+    """One record per video: its captions in order of time, joined into one that is about the whole video.
 
-    Attributes:
-        missing: videos that the library does not have.
-        unreadable: videos that it has and cannot read, with the reason.
-        outside: records that start after the end of their video.
-        short: records with fewer frames than a clip spans; their clips repeat frames.
-        unknown_labels: records per label that is not among the allowed ones.
-        class_counts: records per label.
+    How DiDeMo and ActivityNet Captions are usually tested. A record's first caption counts where it has several.
     """
-
-    source: str
-    num_records: int
-    num_videos: int
-    span_frames: int
-    missing: tuple[str, ...]
-    unreadable: tuple[Quarantined, ...]
-    outside: tuple[Record, ...]
-    short: tuple[Record, ...]
-    unknown_labels: dict[str, int]
-    class_counts: dict[str, int]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every record can be used as it is; short clips and rare classes are usable."""
-        return not (self.missing or self.unreadable or self.outside or self.unknown_labels)
-
-    @property
-    def single_clip_classes(self) -> tuple[str, ...]:
-        return tuple(name for name, count in self.class_counts.items() if count == 1)
-
-    def __str__(self) -> str:
-        counts = self.class_counts
-        fewest, most = min(counts.values(), default=0), max(counts.values(), default=0)
-        head = f"{self.source}: {self.num_records} records, {self.num_videos} videos"
-        if counts:
-            head += f", {len(counts)} classes of {fewest} to {most} clips"
-        sections = (
-            ("missing files", list(self.missing)),
-            ("unreadable files", [f"{q.path}: {q.reason}" for q in self.unreadable]),
-            ("records outside their video", [_span_text(record) for record in self.outside]),
-            ("unknown labels", [f"{n} ({c} records)" for n, c in self.unknown_labels.items()]),
-            (
-                f"clips shorter than {self.span_frames} frames (they repeat frames)",
-                [_span_text(record) for record in self.short],
-            ),
-            ("classes with one clip", list(self.single_clip_classes)),
-            ("clips per class", [f"{name}: {count}" for name, count in counts.items()]),
-        )
-        lines = [head, "usable as it is" if self.ok else "NOT usable as it is"]
-        for title, items in sections:
-            lines += [f"{title}: {len(items)}"] if items else []
-            lines += [f"  {item}" for item in items[:SHOWN_ITEMS]]
-            lines += [f"  ... and {len(items) - SHOWN_ITEMS} more"] * (len(items) > SHOWN_ITEMS)
-        return "\n".join(lines)
-
-
-def check_annotations(
-    annotations: Annotations,
-    library: VideoLibrary,
-    num_frames: int,
-    sampling_rate: int = 1,
-    label_names: Sequence[str] | None = None,
-) -> AnnotationReport:
-    """Open every video once and compare it with its records.
-
-    Args:
-        num_frames, sampling_rate: a clip spans (num_frames - 1) * sampling_rate + 1 frames; rate 1 for segment
-            sampling.
-        label_names: allowed labels; None: all.
-    """
-    span_frames = (num_frames - 1) * sampling_rate + 1
-    infos: dict[str, VideoInfo | None] = {}
-    missing, unreadable, outside, short = [], [], [], []
+    said: dict[str, list[tuple[float, int, str]]] = {}
     for record in map(annotations.record, range(len(annotations))):
-        if record.path not in infos:
-            infos[record.path] = None
-            if record.path not in library:
-                missing.append(record.path)
-            else:
-                try:
-                    infos[record.path] = library.info(record.path)
-                except DecodeError as error:
-                    unreadable.append(Quarantined(record.path, error.reason, error.frame))
-        info = infos[record.path]
-        if info is None:
-            continue
-        try:
-            first, stop = frame_span(info, record.start, record.end)
-        except DataError:
-            outside.append(record)
-            continue
-        if stop - first < span_frames:
-            short.append(record)
-    counts = annotations.label_counts()
-    known = counts if label_names is None else set(label_names)
-    return AnnotationReport(
-        source=annotations.source,
-        num_records=len(annotations),
-        num_videos=len(infos),
-        span_frames=span_frames,
-        missing=tuple(missing),
-        unreadable=tuple(unreadable),
-        outside=tuple(outside),
-        short=tuple(short),
-        unknown_labels={name: count for name, count in counts.items() if name not in known},
-        class_counts=counts,
+        if record.caption:
+            said.setdefault(record.path, []).append(
+                (record.start or 0.0, record.index, record.caption)
+            )
+    texts = [" ".join(text for *_, text in sorted(captions)) for captions in said.values()]
+    table = pa.table(
+        {"path": pa.array(list(said), pa.string()), "caption": pa.array(texts, pa.string())}
     )
+    origin = replace(annotations.origin, line_of=None, sentences=None)
+    return Annotations(table, annotations.source, annotations.root, origin)
 
 
-def _span_text(record: Record) -> str:
-    if record.start is None and record.end is None:
-        return record.path
-    end = "end" if record.end is None else f"{record.end:g} s"
-    return f"{record.path}, {record.start or 0:g} s to {end}"
+def _read_file(path: Path, split: str) -> tuple[pa.Table, Origin]:
+    """The table of a file, by its suffix and its first line."""
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".jsonl"):
+        (table, left_out), by_id = caption_json.read_json(path, split)
+        return table, Origin(by_id=by_id, left_out=left_out)
+    if suffix == ".pkl":
+        table, left_out = ego4d.read_spans(path)
+        return table, Origin(by_id=True, left_out=left_out)
+    if ego4d.is_egoclip(path):
+        table, left_out = ego4d.read_egoclip(path)
+        return table, Origin(by_id=True, left_out=left_out)
+    if epic.is_epic(csv_file.read_header(path)):
+        table, beside = epic.read_epic(path), epic.sentences_beside(path)
+        sentences = epic.read_sentences(beside, table) if beside else None
+        return table, Origin(by_id=True, line_of=csv_file.line_of, sentences=sentences)
+    if _is_csv(path):
+        return csv_file.read_csv(path), Origin(line_of=csv_file.line_of)
+    return list_file.read_list(path), Origin(line_of=list_file.line_of)
+
+
+def _stem(video: str) -> str:
+    """The name of a file without folder and suffix."""
+    name = Path(video).name
+    return Path(name).stem if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
 
 
 def _is_csv(path: Path) -> bool:

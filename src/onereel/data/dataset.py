@@ -19,6 +19,7 @@ from onereel.data.cropping import (
     three_crop_box,
     union_box,
 )
+from onereel.data.relevancy import SentencePool
 from onereel.data.sampling import dense_frames, frame_span, segment_frames
 from onereel.errors import ConfigError, DataError, DecodeError, unknown_name
 from onereel.seeding import numpy_generator
@@ -52,6 +53,7 @@ class ClipReader:
     Attributes:
         num_frames, sampling, sampling_rate, size, crop, crop_scale, crop_ratio: as in DataConfig.
         label_ids: class of each label, or None where labels are not wanted.
+        sentences: of a retrieval list, whose training clips are paired with any sentence that is relevant enough.
         num_clips, num_crops: views of each video in testing.
     """
 
@@ -66,6 +68,7 @@ class ClipReader:
     seed: int
     training: bool
     label_ids: dict[str, int] | None
+    sentences: SentencePool | None = None
     num_clips: int = 1
     num_crops: int = 1
 
@@ -111,11 +114,22 @@ class ClipReader:
         else:
             clips = [self.library.read(spec) for spec in specs]
         label = self.label_id(record)
-        return [Sample(key, clip, label, record.caption) for key, clip in zip(keys, clips)]
+        return [
+            Sample(key, clip, label, self.caption(record, key)) for key, clip in zip(keys, clips)
+        ]
 
     def label_id(self, record: Record) -> int | None:
         """The number of the record's class, or None where labels are not wanted."""
         return None if self.label_ids is None else self.label_ids[str(record.label)]
+
+    def caption(self, record: Record, key: SampleKey) -> str | None:
+        """What is said about the clip of `key`: in training one of several, drawn by (seed, epoch, index, view)."""
+        if not self.training or (self.sentences is None and not record.captions):
+            return record.caption
+        generator = numpy_generator(self.seed, key.epoch, key.index, key.view, "caption")
+        if self.sentences is not None:
+            return self.sentences.draw(key.index, generator)
+        return record.captions[int(generator.integers(len(record.captions)))]
 
     def _frames(self, span: tuple[int, int], key: SampleKey) -> tuple[int, ...]:
         generator, clip = None, key.view // self.num_crops
@@ -182,6 +196,7 @@ class ClipDataset:
             seed=seed,
             training=training,
             label_ids=None if label_names is None else {n: i for i, n in enumerate(label_names)},
+            sentences=annotations.origin.sentences,
             num_clips=num_clips,
             num_crops=num_crops,
         )

@@ -26,6 +26,11 @@ def frame_span(
     return first, max(stop, first + 1)
 
 
+def is_past_end(info: VideoInfo, end: float | None) -> bool:
+    """Whether a record ends more than half a frame behind its video."""
+    return end is not None and _nearest_frame(info, end) > info.num_frames
+
+
 def segment_frames(
     first: int,
     stop: int,

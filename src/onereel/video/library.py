@@ -25,6 +25,14 @@ class VideoLibrary(Protocol):
 
     def __contains__(self, video: str) -> bool: ...
 
+    def videos(self) -> list[str]:
+        """The names of all videos, sorted."""
+        ...
+
+    def chunk_frames(self, video: str) -> int:
+        """Frames in each chunk of `video` but the last; 0: it is one file. Raises DecodeError."""
+        ...
+
 
 def open_library(store: str = "", root: str = "", timeout_seconds: float = 30.0) -> VideoLibrary:
     """The chunk store at `store`, or, where that is empty, raw files under `root`.

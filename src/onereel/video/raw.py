@@ -23,6 +23,7 @@ from onereel.types import ClipSpec, VideoInfo
 from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
 from onereel.video.index import PacketIndex, build_packet_index
+from onereel.video.sources import files_below
 
 # Raise it when the meaning of a PacketIndex changes: older cache entries are then rebuilt.
 _FORMAT = 2
@@ -61,6 +62,14 @@ class RawVideos:
     def path(self, video: str) -> str:
         """The file that `video` names."""
         return os.path.join(self.root, video)
+
+    def videos(self) -> list[str]:
+        """The files below `root` with the suffix of a video, hidden ones left out, sorted."""
+        return sorted(files_below(self.root or "."))
+
+    def chunk_frames(self, video: str) -> int:
+        """See `VideoLibrary.chunk_frames`: raw files are whole."""
+        return 0
 
     def info(self, video: str) -> VideoInfo:
         """See `VideoLibrary.info`."""

@@ -35,7 +35,7 @@ def list_sources(
         names: Iterable[str] = map(str, source)
     elif os.path.isdir(source):
         folder = os.path.abspath(source)
-        names = _files_below(folder, os.path.abspath(out) if out else "")
+        names = files_below(folder, os.path.abspath(out) if out else "")
     elif not os.path.isfile(source):
         raise DataError(
             f"{source} does not exist; prepare takes a folder of videos, a list or CSV, or one video file"
@@ -55,7 +55,8 @@ def list_sources(
     return folder, sources
 
 
-def _files_below(folder: str, out: str) -> Iterator[str]:
+def files_below(folder: str, out: str = "") -> Iterator[str]:
+    """Files below `folder` with a video suffix, relative to it; hidden ones and the folder `out` left out."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [
             d for d in folders if not d.startswith(".") and os.path.join(parent, d) != out

@@ -71,6 +71,10 @@ class ChunkStore:
         """See `VideoLibrary.info`."""
         return self._entry(video).info
 
+    def chunk_frames(self, video: str) -> int:
+        """See `VideoLibrary.chunk_frames`."""
+        return self._entry(video).chunk_frames
+
     def read(self, spec: ClipSpec) -> Tensor:
         """See `VideoLibrary.read`: one read per chunk that the clip touches, all with the same crop."""
         entry = self._entry(spec.video)

@@ -28,8 +28,27 @@ def read_csv(path: Path) -> pa.Table:
     Raises DataError naming file, line, what is allowed and the remedy.
     """
     header = _checked_header(path)
+    table = read_cells(path, header)
+    for name in (*REQUIRED_CELLS, "start", "end"):
+        if name in header:
+            trimmed = pc.utf8_trim_whitespace(table[name])
+            table = table.set_column(header.index(name), name, trimmed)
+    for name in REQUIRED_CELLS:
+        if name in header:
+            require(path, pc.not_equal(table[name], ""), f"the {name} is empty; fill it in")
+    for name in ("start", "end"):
+        if name in header:
+            table = table.set_column(header.index(name), name, seconds(path, table[name], name))
+    if "start" in header and "end" in header:
+        ordered = pc.fill_null(pc.less(table["start"], table["end"]), True)
+        require(path, ordered, "end must be after start")
+    return table
+
+
+def read_cells(path: Path, header: list[str]) -> pa.Table:
+    """All rows below the header as text, as written. Raises DataError naming the first line that does not fit."""
     try:
-        table = arrow_csv.read_csv(
+        return arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(column_names=header, skip_rows=1),
             parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
@@ -39,20 +58,6 @@ def read_csv(path: Path) -> pa.Table:
         )
     except pa.ArrowInvalid as error:
         raise DataError(_row_problem(path, header, str(error))) from error
-    for name in (*REQUIRED_CELLS, "start", "end"):
-        if name in header:
-            trimmed = pc.utf8_trim_whitespace(table[name])
-            table = table.set_column(header.index(name), name, trimmed)
-    for name in REQUIRED_CELLS:
-        if name in header:
-            _require(path, pc.not_equal(table[name], ""), f"the {name} is empty; fill it in")
-    for name in ("start", "end"):
-        if name in header:
-            table = table.set_column(header.index(name), name, _seconds(path, table[name], name))
-    if "start" in header and "end" in header:
-        ordered = pc.fill_null(pc.less(table["start"], table["end"]), True)
-        _require(path, ordered, "end must be after start")
-    return table
 
 
 def line_of(path: Path, row: int) -> int:
@@ -100,12 +105,12 @@ def _row_problem(path: Path, header: list[str], arrow_message: str) -> str:
     return f"{path}: {arrow_message}"
 
 
-def _seconds(path: Path, cells: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+def seconds(path: Path, cells: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """float64 seconds of cells such as 12.5, 01:02.5 or 00:01:02.5; null where the cell is empty."""
     empty = pc.equal(cells, "")
     parts = pc.extract_regex(cells, TIME)
     valid = pc.or_(empty, pc.is_valid(parts))
-    _require(
+    require(
         path, valid, f"{name} must be seconds (12.5) or hh:mm:ss.xx (00:00:12.5), or empty", cells
     )
 
@@ -117,7 +122,7 @@ def _seconds(path: Path, cells: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return pc.add(pc.multiply(minutes, 60.0), number("seconds"))
 
 
-def _require(
+def require(
     path: Path, good: pa.ChunkedArray, message: str, cells: pa.ChunkedArray | None = None
 ) -> None:
     """Raise DataError for the first row where `good` is false."""
