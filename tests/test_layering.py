@@ -10,12 +10,12 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "onereel"
 ROOMS = ("video", "data", "tokens", "models", "objectives", "training", "evaluation", "report")
 LEVELS: dict[str, int] = {
-    **dict.fromkeys(("errors", "files", "processes", "seeding", "types"), 0),
+    **dict.fromkeys(("archives", "errors", "files", "processes", "seeding", "types"), 0),
     "config": 1,
     **dict.fromkeys(ROOMS, 2),
     **dict.fromkeys(("recipes",), 2),
     "build": 3,
-    "loading": 4,
+    **dict.fromkeys(("loading", "export"), 4),
     **dict.fromkeys(("api", "doctor"), 4),
     **dict.fromkeys(("commands", "demo"), 5),
     "cli": 6,

@@ -134,8 +134,10 @@ def train(
         store=_absolute(store or config.data.store),
         root=_absolute(config.data.root),
     )
-    weights = replace(config.model, pretrained=_absolute(config.model.pretrained))
-    config = replace(config, data=lists, model=weights)
+    weights = config.model.pretrained
+    if os.path.exists(weights):  # else the name of a model on the Hub
+        weights = _absolute(weights)
+    config = replace(config, data=lists, model=replace(config.model, pretrained=weights))
     run = Path(out or Path("runs") / (Path(config.recipe).stem or "run"))
     return _train(config, run, overwrite=overwrite, resume=False)
 
@@ -171,7 +173,7 @@ def _train_in(
     evaluate = _Evaluation(config, run, class_names, world) if config.data.val else None
     model = build.build_model(config, len(class_names))
     if config.model.pretrained and not resume:
-        load_encoder(model, config.model.pretrained)
+        load_encoder(model, config)
     objective = build.build_objective(config, model).to(world.device)
     if config.train.compile:
         model.encoder.compile(dynamic=True)

@@ -133,7 +133,7 @@ def build_model(config: RunConfig, num_classes: int) -> VideoModel:
         config.tokens, encoder.tubelet_size, encoder.patch_size, config.augment.std
     )
     selector.num_kept(encoder.grid)  # says before anything is read that a budget doesn't fit
-    return VideoModel(encoder, head, selector)
+    return VideoModel(encoder, head, selector, config)
 
 
 def build_objective(config: RunConfig, model: VideoModel) -> ClassificationObjective:

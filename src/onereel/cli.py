@@ -26,6 +26,9 @@ VERBS = {
     "train": Verb("Training", "train a recipe, or --resume a run"),
     "eval": Verb("Using a model", "test a run: views, token budgets, confusion matrix"),
     "predict": Verb("Using a model", "label videos: table, JSON or CSV"),
+    "convert": Verb(
+        "Using a model", "write a model for others: own folder with a card, or VideoMAE's"
+    ),
     "report": Verb("Using a model", "write a run's report.html again"),
 }
 INTERRUPTED = 130

@@ -168,7 +168,10 @@ class ModelConfig:
     attention: Literal["auto", "sdpa", "varlen", "reference"] = "auto"
     """Attention back-end; auto: the fastest that is exact here."""
     pretrained: str = ""
-    """A run folder or checkpoint of onereel whose encoder weights to start from."""
+    """Weights to start from: a run, checkpoint or saved folder of onereel; VideoMAE, ViT or DINOv2 weights (a folder,
+    a .safetensors, .pth or .bin file); or the name OWNER/MODEL of such on the Hugging Face Hub."""
+    inflation: Literal["central", "mean"] = "central"
+    """How an image model's patch embedding becomes one of tubelets: all in the middle frame, or spread evenly."""
 
 
 @dataclass(frozen=True)

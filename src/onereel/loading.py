@@ -1,86 +1,191 @@
-"""Trained models from run folders and checkpoint files."""
+"""Models from run folders, checkpoints, saved folders and the Hugging Face Hub; and weights to start a run from."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from onereel import build
+from onereel.archives import read_archive
 from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
+from onereel.models.pretrained import (
+    Converted,
+    LoadReport,
+    Weights,
+    convert,
+    load_converted,
+    locate,
+    read_weights,
+)
+from onereel.models.pretrained.folder import holds_saved_model, read_folder
+from onereel.models.pretrained.videomae import run_config_of
 from onereel.models.video_model import VideoModel
-from onereel.training import holds_run, latest_valid, load_checkpoint
+from onereel.training import holds_run, is_checkpoint, latest_valid
 
 logger = logging.getLogger(__name__)
+
+OURS = "onereel"
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with what is needed to use it: its configuration and the names of its classes."""
+    """A model with what is needed to use it.
+
+    Attributes:
+        config: that it was trained with, or is used with.
+        class_names: in the order of its logits.
+        facts: where it came from, as far as is known (see `pretrained.card.model_card`).
+    """
 
     model: VideoModel
     config: RunConfig
     class_names: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write weights, configuration and card, so that `load(folder)` gives the model back."""
+        return self.model.save_pretrained(folder, self.class_names, self.facts)
+
+    def push_to_hub(self, name: str, *, private: bool = True) -> str:
+        """Upload the same as the model `owner/name` of the Hugging Face Hub; the commit's address is the answer."""
+        return self.model.push_to_hub(name, self.class_names, self.facts, private=private)
 
 
-def load(path: str | Path, config: RunConfig | None = None) -> TrainedModel:
-    """A trained model in evaluation mode, from a run folder or a checkpoint file.
+def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
+    """A model in evaluation mode.
 
     Args:
-        config: use the weights under this configuration (other tokens, say) in place of the run's own.
+        source: a run folder, a checkpoint file, a folder of `save_pretrained`, one of transformers'
+            `VideoMAEForVideoClassification`, or the name OWNER/MODEL of one of the last two on the Hugging Face Hub.
+        config: use the weights under this configuration (other tokens, say) in place of their own.
 
     Raises:
-        OnereelError: there is no whole checkpoint, or it does not fit `config`.
+        OnereelError: there is no whole model, or it does not fit `config`.
     """
-    state = _state(path)
-    config = config or from_dict(RunConfig, state["config"])
-    class_names = tuple(state["class_names"])
+    found = _find(source)
+    if isinstance(found, Weights):
+        return _load_videomae(found, config)
+    tensors, own_config, class_names, facts = found
+    config = config or own_config
     model = build.build_model(config, len(class_names))
-    try:
-        model.load_state_dict(_weights(state))
-    except RuntimeError as error:
-        raise ConfigError(f"the weights in {path} do not fit the configuration: {error}") from error
-    return TrainedModel(model.eval(), config, class_names)
+    saved = Converted(OURS, dict(tensors), {name: name for name in tensors})
+    load_converted(model, saved, source=str(source), whole=True)
+    return TrainedModel(model.eval(), config, class_names, facts)
 
 
-def _state(path: str | Path) -> dict[str, Any]:
-    """The checkpoint in a file, or the newest whole one of a run folder."""
-    path = Path(path)
-    if path.is_dir() and not holds_run(path):
-        raise ConfigError(
-            f"{path} holds no run: there is neither config.json nor checkpoints in it"
-        )
-    return latest_valid(path)[1] if path.is_dir() else load_checkpoint(path)
+Saved = tuple[Mapping[str, torch.Tensor], RunConfig, tuple[str, ...], Mapping[str, Any]]
 
 
-def _weights(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _find(source: str | Path) -> Saved | Weights:
+    """What lies there: a model of ours (tensors, configuration, class names, facts), or weights of another family."""
+    path = locate(source)
+    if path.is_dir() and holds_saved_model(path):
+        saved = read_folder(path)
+        return saved.tensors, saved.config, saved.class_names, saved.facts
+    facts: dict[str, Any] = {}
+    if path.is_dir() and holds_run(path):
+        state, facts = latest_valid(path)[1], _facts_of_run(path)
+    elif path.is_dir() or path.suffix == ".safetensors":
+        return read_weights(source)
+    else:
+        state = read_archive(path)
+        if not is_checkpoint(state):
+            return read_weights(source)
+    facts = {"step": state["step"], "versions": state.get("versions", {}), **facts}
+    return (
+        _averaged(state),
+        from_dict(RunConfig, state["config"]),
+        tuple(state["class_names"]),
+        facts,
+    )
+
+
+def _averaged(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The model's tensors in a checkpoint, averaged where the run averaged them."""
     tensors = {**state["model"], **(state["ema"] or {})}
     return {name.removeprefix("model."): value for name, value in tensors.items()}
 
 
-def load_encoder(model: VideoModel, path: str) -> None:
-    """Start the encoder from another run's; every tensor must fit, and the head stays fresh."""
-    found = {
-        name.removeprefix("encoder."): value
-        for name, value in _weights(_state(path)).items()
-        if name.startswith("encoder.")
+def _facts_of_run(run: Path) -> dict[str, Any]:
+    """For the card: the lists' names, and the numbers of the run's own evaluation."""
+    path = run / "eval" / "val.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    names = ("top1", "top5", "mean_class_accuracy", "kept_ratio", "num_videos")
+    config = json.loads((run / "config.json").read_text())["data"]
+    return {
+        "train_list": Path(config["train"]).name,
+        "val_list": Path(config["val"]).name,
+        "metrics": {name: result[name] for name in names if name in result},
     }
-    wanted = model.encoder.state_dict()
-    wrong = {
-        name
-        for name in wanted.keys() | found.keys()
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape
-    }
-    if wrong:
-        raise ConfigError(
-            f"model.pretrained {path}: {len(wrong)} of {len(wanted)} encoder tensors do not fit this model "
-            f"({', '.join(sorted(wrong)[:4])}…); use the model, frames and size that the weights were trained with"
+
+
+def _to_start_from(tensors: Mapping[str, torch.Tensor], model: VideoModel) -> Converted:
+    """Weights of ours for a model that may pool before its norm, and that lacks what only pre-training has."""
+    found = Converted(OURS)
+    moves = isinstance(model.encoder.norm, torch.nn.Identity) and "head.norm.weight" not in tensors
+    for name, value in tensors.items():
+        ours = name
+        if moves and name.startswith("encoder.norm."):
+            ours = name.replace("encoder.norm.", "head.norm.")
+            found.changes[ours] = "was the norm of the tokens"
+        if name.startswith(("encoder.", "head.")):
+            found.tensors[ours], found.origins[ours] = value, name
+        else:
+            found.left_out[name] = "of pre-training"
+    return found
+
+
+def _load_videomae(weights: Weights, config: RunConfig | None) -> TrainedModel:
+    own_config, class_names = run_config_of(weights.config, weights.source)
+    config = config or own_config
+    classifier = weights.tensors.get("classifier.bias")
+    if classifier is None:
+        raise ConfigError(f"{weights.source} has no classifier")
+    class_names = class_names or tuple(map(str, range(len(classifier))))
+    model = build.build_model(config, len(class_names))
+    load_weights(model, weights, config, whole=True)
+    return TrainedModel(model.eval(), config, class_names)
+
+
+def load_weights(
+    model: VideoModel, weights: Weights, config: RunConfig, *, whole: bool = False
+) -> LoadReport:
+    """Put another family's weights into the model and log what became of each tensor."""
+    converted = convert(
+        weights.tensors,
+        weights.config,
+        model.encoder,
+        inflation=config.model.inflation,
+        source=weights.source,
+    )
+    report = load_converted(model, converted, source=weights.source, whole=whole)
+    logger.info("%s", report)
+    given = (config.augment.mean, config.augment.std)
+    if weights.pixel_stats is not None and weights.pixel_stats != given:
+        logger.warning(
+            "%s was trained on pixels of mean %s and standard deviation %s; augment.mean and augment.std are %s, %s",
+            *(weights.source, *weights.pixel_stats, *given),
         )
-    model.encoder.load_state_dict(found)
-    logger.info("encoder: %d tensors from %s", len(found), path)
+    return report
+
+
+def load_encoder(model: VideoModel, config: RunConfig) -> LoadReport:
+    """Start from the weights that `config.model.pretrained` names; the classifier stays fresh.
+
+    Raises:
+        OnereelError: there are none, or a tensor does not fit; the model is unchanged then.
+    """
+    source = config.model.pretrained
+    found = _find(source)
+    if isinstance(found, Weights):
+        return load_weights(model, found, config)
+    report = load_converted(model, _to_start_from(found[0], model), source=source)
+    logger.info("%s", report)
+    return report

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from onereel.tokens.tubelets import clip_grid, patchify
 from onereel.types import Packed, TokenSelection, TubeletGrid
 
 if TYPE_CHECKING:
+    from onereel.config import RunConfig
     from onereel.tokens.selector import Selector
 
 Generators = Sequence[torch.Generator] | None
@@ -45,6 +47,8 @@ class VideoModel(nn.Module):
         encoder: turns packed patches into packed features.
         head: turns packed features into logits, or an embedding; its pool must be the encoder's.
         selector: holds no weights, and may be replaced at any time (`model.selector = ...`).
+        config: what the parts were built from, which `save_pretrained` writes; None where they were put together
+            by hand.
     """
 
     def __init__(
@@ -52,11 +56,13 @@ class VideoModel(nn.Module):
         encoder: VisionTransformer,
         head: ClassificationHead | ProjectionHead,
         selector: Selector,
+        config: RunConfig | None = None,
     ) -> None:
         super().__init__()
         if encoder.pool != head.pool:
             raise ConfigError(f"encoder pools by {encoder.pool!r}, head by {head.pool!r}")
         self.encoder, self.head, self.selector = encoder, head, selector
+        self.config = config
 
     def forward(
         self,
@@ -109,6 +115,30 @@ class VideoModel(nn.Module):
         dense = len(lengths) * self.encoder.grid.num_tokens
         embedded = dense if self.selector.needs_embeddings else sum(lengths)
         return self.encoder.macs(lengths, embedded) + self.head.macs(len(lengths))
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        class_names: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write weights, configuration and card for `onereel.load(folder)`: see `pretrained.folder.write_folder`."""
+        from onereel.models.pretrained.folder import write_folder
+
+        return write_folder(folder, self, class_names, facts)
+
+    def push_to_hub(
+        self,
+        name: str,
+        class_names: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+        *,
+        private: bool = True,
+    ) -> str:
+        """Upload the same as the model `owner/name` of the Hugging Face Hub: see `pretrained.folder.push_folder`."""
+        from onereel.models.pretrained.folder import push_folder
+
+        return push_folder(name, self, class_names, facts, private=private)
 
 
 def _derived(generators: Generators, purpose: str) -> Generators:

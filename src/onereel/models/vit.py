@@ -178,7 +178,7 @@ class VisionTransformer(nn.Module):
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f"drop_path_rate is {drop_path_rate}; allowed: 0 or more, below 1")
         self.grid, self.tubelet_size, self.patch_size = grid, tubelet_size, patch_size
-        self.embed_dim, self.depth, self.pool = embed_dim, depth, pool
+        self.embed_dim, self.depth, self.num_heads, self.pool = embed_dim, depth, num_heads, pool
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
         self.patch_values = COLORS * tubelet_size * patch_size**2
         self.patch_embed = nn.Linear(self.patch_values, embed_dim, bias=STYLES[style].patch_bias)

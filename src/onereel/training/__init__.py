@@ -2,6 +2,7 @@
 
 from onereel.training.checkpoint import (
     CheckpointError,
+    is_checkpoint,
     latest_valid,
     list_checkpoints,
     load_checkpoint,
@@ -43,6 +44,7 @@ __all__ = [
     "fit",
     "gather_objects",
     "holds_run",
+    "is_checkpoint",
     "is_main",
     "latest_valid",
     "list_checkpoints",

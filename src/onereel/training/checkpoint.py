@@ -18,22 +18,18 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from onereel.errors import OnereelError
+from onereel.archives import read_archive
+from onereel.errors import DataError, OnereelError
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "step_{:08d}.pt"
 REQUIRED = {"model", "ema", "step", "config", "class_names"}
-
-DAMAGE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError)
-"""What zipfile and torch raise, between them, for files with flipped or missing bytes."""
 
 
 class CheckpointError(OnereelError, RuntimeError):
@@ -82,19 +78,20 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: the file is missing, cut short, damaged, or not a checkpoint.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    missing = REQUIRED - state.keys() if isinstance(state, dict) else REQUIRED
-    if missing:
+        state = read_archive(path)
+    except DataError as error:
+        raise CheckpointError(f"checkpoint {error}") from error
+    if not is_checkpoint(state):
+        missing = REQUIRED - state.keys() if isinstance(state, dict) else REQUIRED
         raise CheckpointError(
             f"{path} is not a checkpoint of onereel: it lacks {', '.join(sorted(missing))}"
         )
     return state
+
+
+def is_checkpoint(state: Any) -> bool:
+    """Whether what a file holds is a checkpoint of onereel."""
+    return isinstance(state, dict) and state.keys() >= REQUIRED
 
 
 def latest_valid(run: str | Path) -> tuple[Path, dict[str, Any]]:
