@@ -23,8 +23,7 @@ def k400_vitb() -> RunConfig:
     Paper: VideoMAE (arXiv 2203.12602), appendix, and its released command for the 1600-epoch model: learning rate
     5e-4 at 256 clips, 75 epochs, layer decay 0.75, drop path 0.1, 5 epochs of warm-up, weight decay 0.05.
     Command: onereel train k400_vitb --data.train train.csv --data.val val.csv --data.store STORE
-        --model.pretrained RUN, where RUN is a run or checkpoint of onereel (published weights need a converter,
-        which is not there yet)
+        --model.pretrained WEIGHTS (VideoMAE's: with --model.positions sincos-1d --model.fc-norm)
     Hardware and time as published: 48 GPUs (6 x 8), global batch 384. Score as published: 81.5 top-1, 5 x 3 views.
     Not yet run by us: the figures are the paper's.
     """

@@ -17,6 +17,7 @@ from onereel.archives import read_archive
 from onereel.config import RunConfig, from_dict, to_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
+from onereel.models.heads import ClassificationHead
 from onereel.models.pretrained.card import model_card
 from onereel.models.pretrained.reading import read_json
 
@@ -65,6 +66,8 @@ def write_folder(
             "this model does not know its configuration: make it by onereel.create_model or onereel.load, "
             "or set model.config"
         )
+    if not isinstance(model.head, ClassificationHead):
+        raise ConfigError("only models that classify can be saved")
     names = tuple(class_names) or tuple(map(str, range(model.head.num_classes)))
     if len(names) != model.head.num_classes:
         raise ConfigError(f"{len(names)} class names for {model.head.num_classes} classes")
