@@ -11,7 +11,7 @@ class MaxMargin(nn.Module):
     """The own pair must be more alike than any other of its row by a margin, in both directions.
 
     Several texts describe a clip more or less: which of them is the own one is drawn each epoch among those that the
-    relevancy matrix calls relevant (`relevant_captions`); all others count as negatives, as published.
+    relevancy matrix calls relevant (`data.relevancy`); all others count as negatives, as published.
 
     Args:
         margin: 0.2 as published.

@@ -50,11 +50,17 @@ class LoadReport:
 
 
 def load_converted(
-    model: nn.Module, converted: Converted, *, source: str, whole: bool = False
+    model: nn.Module,
+    converted: Converted,
+    *,
+    source: str,
+    whole: bool = False,
+    may_be_new: str = MAY_BE_NEW,
 ) -> LoadReport:
-    """Put weights into a model with an `encoder` and a `head`, all or none.
+    """Put weights into a model, all or none.
 
     Args:
+        may_be_new: regular expression of our names that may start fresh.
         whole: take the classifier too, and let nothing start fresh. Else the model's own classifier stays as it is.
 
     Raises:
@@ -66,7 +72,7 @@ def load_converted(
             left_out[converted.origins[name]] = f"classifier of {len(found.pop(name))} classes"
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in found]
-    allowed = () if whole else [name for name in missing if re.match(MAY_BE_NEW, name)]
+    allowed = () if whole else [name for name in missing if re.match(may_be_new, name)]
     lacking = [name for name in missing if name not in allowed]
     _check(wanted, found, lacking, converted, source)
     model.load_state_dict({**wanted, **found})
