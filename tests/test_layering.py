@@ -17,7 +17,7 @@ LEVELS: dict[str, int] = {
     "build": 3,
     **dict.fromkeys(("loading", "export"), 4),
     **dict.fromkeys(("api", "doctor"), 4),
-    **dict.fromkeys(("commands", "demo"), 5),
+    **dict.fromkeys(("commands", "demo", "sharing"), 5),
     "cli": 6,
 }
 # Rooms that a room may import, besides itself and what lies below; type annotations may name any.

@@ -19,6 +19,7 @@ from tyro.conf import Positional
 from onereel.config import DataConfig, EvalConfig, RunConfig, TokensConfig
 from onereel.errors import ConfigError
 from onereel.recipes import RECIPES, describe, load_recipe
+from onereel.sharing import convert_command as convert_command
 from onereel.types import Quarantined
 
 TRAIN_HELP = """usage:
@@ -327,39 +328,6 @@ def report(run: Run, /) -> None:
 
 def report_command(argv: Sequence[str]) -> int:
     _parse("report", report, argv)
-    return 0
-
-
-def convert(
-    model: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")],
-    /,
-    to: Literal["onereel", "videomae"],
-    out: str,
-) -> None:
-    """Write a trained model for others: a folder of onereel's own with a card, or one that transformers loads.
-
-    Example: onereel convert runs/actions --to onereel --out actions-model
-
-    Args:
-        model: run folder, checkpoint, saved folder, or OWNER/MODEL of the Hugging Face Hub.
-        to: onereel (`onereel predict FOLDER` and `onereel.load` take it), or videomae (transformers'
-            VideoMAEForVideoClassification; for models with model.positions sincos-1d and model.fc_norm true).
-        out: folder to write.
-    """
-    from onereel.loading import load
-    from onereel.models.pretrained.videomae import write_videomae
-
-    trained = load(model)
-    if to == "onereel":
-        print(trained.save_pretrained(out))
-        return
-    print(write_videomae(out, trained.model, trained.class_names))
-    if trained.config.tokens.kind != "all":
-        print("VideoMAE's layout knows no token selection: the model there keeps every token")
-
-
-def convert_command(argv: Sequence[str]) -> int:
-    _parse("convert", convert, argv)
     return 0
 
 
