@@ -78,6 +78,9 @@ def changed(section: str, **values: Any) -> RunConfig:
     [
         changed("tokens", kind="random", keep_ratio=1.0),
         changed("tokens", kind="tube", keep_ratio=1.0),
+        changed("tokens", kind="redundancy", keep_ratio=1.0),
+        changed("tokens", kind="group-dynamic", token_budget=8),
+        changed("tokens", kind="run-length", budget="batch", keep_ratio=1.0),
         changed("tokens", threshold=0.7, keep_ratio=0.2),
         changed("optim", ema_decay=0.9),
         changed("optim", layer_decay=1.0, momentum=0.3),
@@ -119,11 +122,12 @@ def test_length_embedding_starts_as_nothing() -> None:
     [
         changed("tokens", kind="random", keep_ratio=0.5),
         changed("tokens", kind="run-length", threshold=3.0),
+        changed("tokens", kind="redundancy"),
         changed("augment", mixup_alpha=0.8),
         changed("model", drop_path_rate=0.5),
         changed("objective", label_smoothing=0.1),
     ],
-    ids=["random", "run-length", "mixup", "drop-path", "smoothing"],
+    ids=["random", "run-length", "redundancy", "mixup", "drop-path", "smoothing"],
 )
 def test_on_is_not_off(config: RunConfig) -> None:
     """The comparison can fail: each of these does something."""

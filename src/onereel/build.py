@@ -31,11 +31,12 @@ from onereel.tokens.budgets import (
 )
 from onereel.tokens.group_dynamic import KEEP_RATIO as GROUP_DYNAMIC_RATIO
 from onereel.tokens.group_dynamic import group_dynamic
+from onereel.tokens.pixels import STD, Std
 from onereel.tokens.redundancy import KEEP_RATIO as REDUNDANCY_RATIO
 from onereel.tokens.redundancy import redundancy
 from onereel.tokens.run_length import RunLength
 from onereel.tokens.scored import ScoredSelector
-from onereel.tokens.scores import STD, PixelScore, RandomScore, Std
+from onereel.tokens.scores import PixelScore, RandomScore
 from onereel.tokens.selector import KeepAll, Selector, Tube
 from onereel.training import World
 from onereel.video.library import VideoLibrary, open_library
@@ -43,11 +44,17 @@ from onereel.video.schedule import num_cores
 
 SELECTORS: dict[str, Callable[[TokensConfig, PixelScore], Selector]] = {
     "all": lambda tokens, pixels: KeepAll(),
-    "random": lambda tokens, pixels: ScoredSelector(RandomScore(), build_budget(tokens)),
+    "random": lambda tokens, pixels: ScoredSelector(
+        RandomScore(), build_budget(tokens), tokens.min_per_tubelet
+    ),
     "tube": lambda tokens, pixels: build_tube(tokens),
     "run-length": lambda tokens, pixels: build_run_length(tokens, pixels),
-    "redundancy": lambda tokens, pixels: redundancy(build_budget(tokens)),
-    "group-dynamic": lambda tokens, pixels: group_dynamic(build_budget(tokens), tokens.groups),
+    "redundancy": lambda tokens, pixels: redundancy(
+        build_budget(tokens), tokens.min_per_tubelet, tokens.cap_cuts
+    ),
+    "group-dynamic": lambda tokens, pixels: group_dynamic(
+        build_budget(tokens), tokens.groups, tokens.min_per_tubelet, tokens.cap_cuts
+    ),
 }
 # What a selector's name alone stands for: its budget, and where that is a share, which; as published where it was.
 OWN_BUDGET = {"run-length": "threshold", "group-dynamic": "group"}
@@ -60,7 +67,15 @@ def build_selector(
     """The selector that `tokens.kind` names; raises ConfigError where its settings contradict one another."""
     if tokens.kind not in SELECTORS:
         raise unknown_name("tokens.kind", tokens.kind, SELECTORS)
-    return SELECTORS[tokens.kind](tokens, PixelScore(tubelet_size, patch_size, std))
+    pixels = PixelScore(
+        tubelet_size,
+        patch_size,
+        std,
+        noise_cell=tokens.noise_cell,
+        follow_camera=tokens.follow_camera,
+        cap_cuts=tokens.cap_cuts,
+    )
+    return SELECTORS[tokens.kind](tokens, pixels)
 
 
 def build_budget(tokens: TokensConfig) -> Budget:
@@ -94,9 +109,20 @@ def build_run_length(tokens: TokensConfig, pixels: PixelScore) -> Selector:
                 f"tokens.reference anchor needs a threshold, and tokens.budget is {tokens.budget}; "
                 "set the one to adjacent or the other to auto"
             )
-        return ScoredSelector(pixels, budget)
+        return ScoredSelector(pixels, budget, tokens.min_per_tubelet)
+    if tokens.min_per_tubelet or tokens.cap_cuts:
+        raise ConfigError(
+            "tokens.min_per_tubelet and cap_cuts guard an exact count, and run-length keeps by a threshold; "
+            "add --tokens.budget clip, or switch them off"
+        )
     return RunLength(
-        tokens.threshold, tokens.reference, pixels.tubelet_size, pixels.patch_size, pixels.std
+        tokens.threshold,
+        tokens.reference,
+        pixels.tubelet_size,
+        pixels.patch_size,
+        pixels.std,
+        pixels.noise_cell,
+        pixels.follow_camera,
     )
 
 

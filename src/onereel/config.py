@@ -131,13 +131,22 @@ class TokensConfig:
     """group-dynamic, budget group: parts of a clip in time that are ranked apart; 0: Flux's rule (4, or 2)."""
     reference: Literal["adjacent", "anchor"] = "adjacent"
     """run-length: compare with the neighbouring tubelet (as published) or with the head of the run."""
+    noise_cell: int = 1
+    """run-length: average cells of so many pixels squared before comparing; 2 makes sensor noise half as loud."""
+    follow_camera: bool = False
+    """run-length: don't count as new what only moved with the camera, by up to half a patch; for hand-held video."""
+    min_per_tubelet: int = 0
+    """budget clip, group: tokens that every tubelet in time keeps at least."""
+    cap_cuts: bool = False
+    """run-length with a count, redundancy, group-dynamic: let a scene cut claim half of its tubelet, not all."""
     length_embedding: bool = False
     """Add a learned embedding of each token's run length (zero-initialised)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.threshold < math.inf, "tokens.threshold", self.threshold, "0 or more")
         _require(0 <= self.keep_ratio <= 1, "tokens.keep_ratio", self.keep_ratio, "0 to 1")
-        for name in ("token_budget", "groups"):
+        _require(self.noise_cell >= 1, "tokens.noise_cell", self.noise_cell, "1 or more")
+        for name in ("token_budget", "groups", "min_per_tubelet"):
             _require(getattr(self, name) >= 0, f"tokens.{name}", getattr(self, name), "0 or more")
 
 

@@ -18,10 +18,10 @@ from onereel.tokens.budgets import (
     Quantile,
     Threshold,
     count_tokens,
-    group_sizes,
     keep_first,
     rank,
 )
+from onereel.tokens.groups import group_sizes
 from onereel.types import TubeletGrid
 
 GRID = TubeletGrid(4, 2, 3)

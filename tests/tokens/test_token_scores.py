@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onereel.errors import ConfigError
-from onereel.tokens.budgets import group_sizes
+from onereel.tokens.groups import group_sizes, per_tubelet
+from onereel.tokens.pixels import STD
 from onereel.tokens.run_length import RunLength
 from onereel.tokens.scores import (
-    STD,
     EmbeddingScore,
     PixelScore,
     embedding_difference,
-    per_tubelet,
     pixel_difference,
     random_scores,
 )

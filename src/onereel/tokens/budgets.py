@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from onereel.errors import ConfigError
+from onereel.tokens.groups import group_sizes
 from onereel.types import TubeletGrid
-
-FLUX_GROUPS = 4  # Flux (arXiv 2503.14237) section 3.3
 
 
 class Budget(Protocol):
@@ -154,29 +153,6 @@ def _best(scores: Tensor) -> Tensor:
     """bool `(B, N)`: the first of the highest scores of each clip."""
     highest = scores == scores.amax(dim=1, keepdim=True)
     return highest & (highest.cumsum(dim=1) == 1)
-
-
-def group_sizes(gt: int, groups: int = 0) -> tuple[int, ...]:
-    """Tubelets of each group in time: contiguous, as equal as they can be, the larger ones first.
-
-    Args:
-        gt: tubelets in time.
-        groups: how many; 0: 4 where gt is a multiple of 4, else 2 (Flux), but never of fewer than 2 tubelets, which
-            have no neighbour in their group: 2 at gt = 4 and 5, and 1 below.
-
-    Raises ConfigError for more groups than tubelets.
-    """
-    if groups == 0:
-        groups = FLUX_GROUPS if gt % FLUX_GROUPS == 0 else 2
-        while groups > 1 and gt < 2 * groups:
-            groups //= 2
-    if not 1 <= groups <= gt:
-        raise ConfigError(
-            f"groups is {groups}, but clips have {gt} tubelets in time; "
-            f"allowed: 1 to {gt}, or 0 for the published rule"
-        )
-    small, larger = divmod(gt, groups)
-    return (small + 1,) * larger + (small,) * (groups - larger)
 
 
 def rank(scores: Tensor, grid: TubeletGrid, groups: int = 1) -> Tensor:

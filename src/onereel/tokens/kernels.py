@@ -1,7 +1,7 @@
 """The two steps that touch every pixel of a batch, on CUDA: one pass over memory each, by Triton.
 
 In PyTorch's own operations the mask and the gather take longer than a tenth of a forward pass that keeps few tokens.
-Both stand beside their reference, which says when they may be used: `scores.patch_difference`, `packing.pack_clips`.
+Both stand beside their reference, which says when they may be used: `pixels.patch_difference`, `packing.pack_clips`.
 """
 
 # The arguments of a kernel are pointers and numbers, and Triton reads annotations as its own.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def patch_difference(a: Tensor, b: Tensor, patch_size: int) -> Tensor:
-    """As `scores.patch_difference` of float frames whose lines lie one behind the other."""
+    """As `pixels.patch_difference` of float frames whose lines lie one behind the other."""
     batch, frames, channels, height, width = a.shape
     out = a.new_empty(batch, frames, height // patch_size, width // patch_size, dtype=torch.float32)
     if out.numel() == 0:

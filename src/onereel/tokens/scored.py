@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onereel.tokens.budgets import Budget, ClipCount, rank
+from onereel.tokens.guards import check_floor, with_floor
 from onereel.tokens.runs import run_lengths
 from onereel.tokens.scores import RandomScore, Score
 from onereel.types import TokenSelection, TubeletGrid
@@ -16,17 +17,26 @@ from onereel.types import TokenSelection, TubeletGrid
 
 @dataclass(frozen=True)
 class ScoredSelector:
-    """Scores every tubelet and keeps those within the budget."""
+    """Scores every tubelet and keeps those within the budget.
+
+    Attributes:
+        min_per_tubelet: tokens that every tubelet in time keeps at least, for budgets that are exact per clip.
+    """
 
     score: Score
     budget: Budget
+    min_per_tubelet: int = 0
 
     @property
     def needs_embeddings(self) -> bool:
         return self.score.needs_embeddings
 
     def num_kept(self, grid: TubeletGrid) -> int | None:
-        return self.budget.num_kept(grid)
+        """As of `Selector`; raises ConfigError where the budget doesn't fit the grid, or the floor the budget."""
+        kept = self.budget.num_kept(grid)
+        if self.min_per_tubelet:
+            check_floor(self.min_per_tubelet, kept, grid)
+        return kept
 
     def scores(
         self,
@@ -36,7 +46,8 @@ class ScoredSelector:
         generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
         """float32 `(B, N)`, higher is kept first; arguments as of `select`."""
-        return self.score(clips, embeddings, grid, generators)
+        scores = self.score(clips, embeddings, grid, generators)
+        return with_floor(scores, grid, self.min_per_tubelet) if self.min_per_tubelet else scores
 
     def rank(
         self,

@@ -14,15 +14,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from onereel.config import AugmentConfig
-from onereel.tokens.budgets import group_sizes
-from onereel.tokens.cuda import fused_on_cuda
-from onereel.tokens.tubelets import clip_grid
+from onereel.tokens.groups import per_tubelet
+from onereel.tokens.guards import cap_cuts, find_cuts
+from onereel.tokens.motion import compensated_difference
+from onereel.tokens.pixels import (
+    STD,
+    Std,
+    as_floats,
+    check_grid,
+    check_noise_cell,
+    patch_difference,
+)
 from onereel.types import TubeletGrid
-
-Std = tuple[float, float, float]
-STD: Std = AugmentConfig.std
-"""Standard deviation of R, G, B in 0..1 that clips are normalised with unless a run says otherwise."""
 
 
 class Score(Protocol):
@@ -51,13 +54,22 @@ class PixelScore:
     Attributes:
         std: of R, G, B; puts uint8 clips on the scale of normalised ones.
         groups: groups in time, as in `group_sizes`.
+        noise_cell: as of `pixel_difference`.
+        follow_camera: likewise.
+        cap_cuts: guard against scene cuts, `onereel.tokens.guards.cap_cuts`.
     """
 
     tubelet_size: int = 2
     patch_size: int = 16
     std: Std = STD
     groups: int = 1
+    noise_cell: int = 1
+    follow_camera: bool = False
+    cap_cuts: bool = False
     needs_embeddings = False
+
+    def __post_init__(self) -> None:
+        check_noise_cell(self.noise_cell, self.patch_size)
 
     def __call__(
         self,
@@ -67,15 +79,31 @@ class PixelScore:
         generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
         check_grid(clips, grid, self.tubelet_size, self.patch_size)
-        difference = pixel_difference(clips, self.tubelet_size, self.patch_size, self.std)
-        return per_tubelet(difference, self.groups).flatten(1)
+        difference = pixel_difference(
+            clips,
+            self.tubelet_size,
+            self.patch_size,
+            self.std,
+            noise_cell=self.noise_cell,
+            follow_camera=self.follow_camera,
+        )
+        scores = per_tubelet(difference, self.groups)
+        if self.cap_cuts:
+            scores = cap_cuts(scores, find_cuts(clips, grid), self.groups)
+        return scores.flatten(1)
 
 
 @dataclass(frozen=True)
 class EmbeddingScore:
-    """`embedding_difference` of the raw patch embeddings (EVEREST section 3.2; Flux, within each of its groups)."""
+    """`embedding_difference` of the raw patch embeddings (EVEREST section 3.2; Flux, within each of its groups).
+
+    Attributes:
+        groups: groups in time, as in `group_sizes`.
+        cap_cuts: guard against scene cuts, which it finds in the pixels.
+    """
 
     groups: int = 1
+    cap_cuts: bool = False
     needs_embeddings = True
 
     def __call__(
@@ -87,7 +115,11 @@ class EmbeddingScore:
     ) -> Tensor:
         if embeddings is None:
             raise ValueError("embedding scores need the patch embeddings (B, N, D), not None")
-        return embedding_difference(embeddings, grid, self.groups)
+        scores = embedding_difference(embeddings, grid, self.groups)
+        if not self.cap_cuts:
+            return scores
+        scores = scores.unflatten(1, tuple(grid))
+        return cap_cuts(scores, find_cuts(clips, grid), self.groups).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -107,50 +139,29 @@ class RandomScore:
         return scores.to(clips.device, non_blocking=True)
 
 
-def check_grid(clips: Tensor, grid: TubeletGrid, tubelet_size: int, patch_size: int) -> None:
-    """Raise ValueError where tubelets of this size don't cut `clips` into `grid`."""
-    if clip_grid(clips, tubelet_size, patch_size) != grid:
-        raise ValueError(
-            f"tubelets of {tubelet_size}x{patch_size}x{patch_size} don't cut "
-            f"clips {tuple(clips.shape)} into {grid}"
-        )
-
-
-def pixel_difference(clips: Tensor, tubelet_size: int, patch_size: int, std: Std = STD) -> Tensor:
+def pixel_difference(
+    clips: Tensor,
+    tubelet_size: int,
+    patch_size: int,
+    std: Std = STD,
+    *,
+    noise_cell: int = 1,
+    follow_camera: bool = False,
+) -> Tensor:
     """Mean |last frame of tubelet k - first of tubelet k - 1|, RLT section 3: float32 `(B, gt - 1, gh, gw)`.
 
     Args:
         clips: normalised float or uint8 `(B, T, C, H, W)`. The scores of uint8 are those of the clip normalised with
             `std`, up to rounding (its mean cancels).
+        noise_cell: average cells of so many pixels squared before subtracting; sensor noise falls by that factor.
+        follow_camera: take the smaller of this and the difference to the frame shifted as the camera moved.
     """
-    clips = clips if clips.dtype == torch.uint8 else clips.float()
-    first = clips[:, :-tubelet_size:tubelet_size]
-    last = clips[:, 2 * tubelet_size - 1 :: tubelet_size]
-    return patch_difference(last, first, patch_size, std)
-
-
-def patch_difference(a: Tensor, b: Tensor, patch_size: int, std: Std = STD) -> Tensor:
-    """Mean over channels and patch pixels of |a - b|: frames `(B, K, C, H, W)` to float32 `(B, K, gh, gw)`.
-
-    uint8 frames are subtracted and summed as integers, a quarter of the time, and divided by 255 and `std`.
-    """
-    if fused_on_cuda(a) and fused_on_cuda(b):
-        from onereel.tokens import kernels
-
-        return kernels.patch_difference(a, b, patch_size)
-    # Rows before columns: the first sum then runs along whole lines, twice as fast as both at once.
-    if a.dtype != torch.uint8:
-        pixels = (a - b).abs_().mean(dim=2)
-        rows = pixels.unflatten(-2, (-1, patch_size)).mean(-2)
-        return rows.unflatten(-1, (-1, patch_size)).mean(-1)
-    levels = torch.maximum(a, b) - torch.minimum(a, b)  # |a - b| without leaving uint8
-    # 16 bits hold the sum of 128 rows.
-    total = torch.int16 if patch_size <= 128 else torch.int32
-    rows = levels.unflatten(-2, (-1, patch_size)).sum(-2, dtype=total).float()
-    sums = rows.unflatten(-1, (-1, patch_size)).sum(-1)
-    # What one grey level of one pixel adds to the mean. Plain numbers: a tensor of them would have to be sent.
-    weights = [1 / (len(std) * 255 * s * patch_size**2) for s in std]
-    return sum(w * channel for w, channel in zip(weights, sums.unbind(2), strict=True))
+    before = clips[:, :-tubelet_size:tubelet_size]
+    now = clips[:, 2 * tubelet_size - 1 :: tubelet_size]
+    if not follow_camera or now.shape[1] == 0:
+        return patch_difference(now, before, patch_size, std, noise_cell)
+    before, now = as_floats(before, std), as_floats(now, std)
+    return torch.minimum(*compensated_difference(before, now, patch_size, noise_cell)[:2])
 
 
 def embedding_difference(embeddings: Tensor, grid: TubeletGrid, groups: int = 1) -> Tensor:
@@ -166,22 +177,6 @@ def embedding_difference(embeddings: Tensor, grid: TubeletGrid, groups: int = 1)
     volume = embeddings.unflatten(1, tuple(grid)).float()
     difference = torch.linalg.vector_norm(volume[:, 1:] - volume[:, :-1], dim=-1)
     return per_tubelet(difference, groups).flatten(1)
-
-
-def per_tubelet(difference: Tensor, groups: int = 1) -> Tensor:
-    """A score for every tubelet, `(B, gt, gh, gw)`, from `difference (B, gt - 1, gh, gw)` to the one before."""
-    if difference.shape[1] == 0:
-        batch, _, gh, gw = difference.shape
-        return difference.new_zeros(batch, 1, gh, gw)
-    parts = []
-    start = 0
-    for size in group_sizes(difference.shape[1] + 1, groups):
-        # Row k - 1 is the difference of tubelet k to the one before.
-        own = difference[:, start : start + size - 1]
-        copied = own[:, :1] if size > 1 else difference[:, max(start - 1, 0)][:, None]
-        parts += [copied, own]
-        start += size
-    return torch.cat(parts, dim=1)
 
 
 def random_scores(
