@@ -103,7 +103,7 @@ def check_annotations(
     rate = data.sampling_rate if data.sampling == "dense" else 1
     library = build.build_library(config, annotations)
     known = build.build_annotations(config, labels).label_names() if labels else None
-    return _check_annotations(annotations, library, data.num_frames, rate, known)
+    return _check_annotations(annotations, library, build.frames_read(config), rate, known)
 
 
 def train(
@@ -170,6 +170,7 @@ def _train_in(
     _warn_of_rare_classes(annotations.label_counts(), config.data.train)
     dataset = build.build_dataset(config, annotations, class_names, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
+    augment = build.build_augment(config, len(class_names), training=True)
     evaluate = _Evaluation(config, run, class_names, world) if config.data.val else None
     model = build.build_model(config, len(class_names))
     if config.model.pretrained and not resume:
@@ -183,7 +184,7 @@ def _train_in(
     result = fit(
         objective,
         loader,
-        build.build_augment(config, len(class_names), training=True),
+        augment,
         create_optimizer(objective, config.optim),
         create_schedule(config.optim, plan),
         config=config,
@@ -386,7 +387,7 @@ def predict(
         open_library(timeout_seconds=data.timeout_seconds),
         [str(video) for video in videos],
         class_names=trained.class_names,
-        num_frames=data.num_frames,
+        num_frames=build.frames_read(trained.config),
         size=data.size,
         sampling=data.sampling,
         sampling_rate=data.sampling_rate,

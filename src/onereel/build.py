@@ -18,7 +18,7 @@ from onereel.data.loader import ClipLoader
 from onereel.data.sources.epic import are_actions
 from onereel.errors import ConfigError, unknown_name
 from onereel.models.heads import ClassificationHead
-from onereel.models.registry import create_encoder
+from onereel.models.registry import create_encoder, patch_size_of
 from onereel.models.video_model import VideoModel
 from onereel.objectives.classification import ClassificationObjective
 from onereel.tokens.budgets import (
@@ -29,8 +29,10 @@ from onereel.tokens.budgets import (
     Quantile,
     Threshold,
 )
+from onereel.tokens.frames import FrameSelection
 from onereel.tokens.group_dynamic import KEEP_RATIO as GROUP_DYNAMIC_RATIO
 from onereel.tokens.group_dynamic import group_dynamic
+from onereel.tokens.picking import PatchPicker
 from onereel.tokens.pixels import STD, Std
 from onereel.tokens.redundancy import KEEP_RATIO as REDUNDANCY_RATIO
 from onereel.tokens.redundancy import redundancy
@@ -38,6 +40,7 @@ from onereel.tokens.run_length import RunLength
 from onereel.tokens.scored import ScoredSelector
 from onereel.tokens.scores import PixelScore, RandomScore
 from onereel.tokens.selector import KeepAll, Selector, Tube
+from onereel.tokens.tubelets import tubelet_grid
 from onereel.training import World
 from onereel.video.library import VideoLibrary, open_library
 from onereel.video.schedule import num_cores
@@ -132,6 +135,69 @@ def build_tube(tokens: TokensConfig) -> Selector:
     return Tube(tokens.keep_ratio or 0.5, tokens.token_budget)
 
 
+def build_frames(config: RunConfig) -> FrameSelection | None:
+    """Frame selection, where it is on."""
+    if config.tokens.frame_selection <= 1:
+        return None
+    return FrameSelection(config.data.num_frames // config.model.tubelet_size)
+
+
+def frames_read(config: RunConfig) -> int:
+    """Frames of a clip that are read: data.num_frames, or the whole tubelets that frame selection chooses from."""
+    data, tubelet = config.data, config.model.tubelet_size
+    if config.tokens.frame_selection <= 1:
+        return data.num_frames
+    patch = patch_size_of(config.model.name)
+    grid = tubelet_grid(data.num_frames, data.size, data.size, tubelet, patch)
+    return round(config.tokens.frame_selection * grid.gt) * tubelet
+
+
+def build_picker(config: RunConfig, *, training: bool) -> PatchPicker | None:
+    """What the loader's workers select tokens with; None where the model does.
+
+    Raises ConfigError where the selector looks at what only the model has, or train.max_tokens_per_device at lengths
+    that are not known, or could be too great.
+    """
+    tokens, tubelet = config.tokens, config.model.tubelet_size
+    patch = patch_size_of(config.model.name)
+    selector = build_selector(tokens, tubelet, patch, config.augment.std)
+    if training and config.train.max_tokens_per_device:
+        _check_token_cap(config, selector, patch)
+    if tokens.where == "device":
+        return None
+    if selector.needs_embeddings:
+        raise ConfigError(
+            f"tokens.kind {tokens.kind!r} looks at patch embeddings, which the loader's workers don't have; set "
+            "tokens.where to 'device', or choose a kind that looks at pixels"
+        )
+    return PatchPicker(
+        selector,
+        build_frames(config),
+        training,
+        tubelet_size=tubelet,
+        patch_size=patch,
+        seed=config.seed,
+    )
+
+
+def _check_token_cap(config: RunConfig, selector: Selector, patch_size: int) -> None:
+    data, cap = config.data, config.train.max_tokens_per_device
+    if config.tokens.where == "device":
+        raise ConfigError(
+            f"train.max_tokens_per_device is {cap}, but tokens.where is 'device', where a clip's tokens are known only "
+            "within the model. Set tokens.where to 'loader'; or, for a selector that keeps the same number of every "
+            "clip, lower train.batch_size_per_device and raise train.accum_steps"
+        )
+    grid = tubelet_grid(
+        data.num_frames, data.size, data.size, config.model.tubelet_size, patch_size
+    )
+    most = selector.num_kept(grid) or grid.num_tokens
+    if most > cap:
+        raise ConfigError(
+            f"train.max_tokens_per_device is {cap}, but one clip may keep {most} tokens; allowed: {most} or more, or 0"
+        )
+
+
 def build_model(config: RunConfig, num_classes: int) -> VideoModel:
     """Encoder, head and selector of a run, freshly initialised from `config.seed`."""
     model = config.model
@@ -139,7 +205,7 @@ def build_model(config: RunConfig, num_classes: int) -> VideoModel:
         torch.manual_seed(config.seed)
         encoder = create_encoder(
             model.name,
-            num_frames=config.data.num_frames,
+            num_frames=frames_read(config),
             size=config.data.size,
             tubelet_size=model.tubelet_size,
             positions=model.positions,
@@ -158,8 +224,12 @@ def build_model(config: RunConfig, num_classes: int) -> VideoModel:
     selector = build_selector(
         config.tokens, encoder.tubelet_size, encoder.patch_size, config.augment.std
     )
-    selector.num_kept(encoder.grid)  # says before anything is read that a budget doesn't fit
-    return VideoModel(encoder, head, selector, config)
+    frames = build_frames(config)
+    # They say before anything is read that a budget doesn't fit.
+    selector.num_kept(encoder.grid)
+    if frames is not None:
+        selector.num_kept(frames.given_grid(encoder.grid))
+    return VideoModel(encoder, head, selector, config, frames)
 
 
 def build_objective(config: RunConfig, model: VideoModel) -> ClassificationObjective:
@@ -207,7 +277,7 @@ def build_dataset(
     return ClipDataset(
         annotations,
         build_library(config, annotations),
-        num_frames=data.num_frames,
+        num_frames=frames_read(config),
         sampling=data.sampling,
         sampling_rate=data.sampling_rate,
         size=data.size,
@@ -256,6 +326,8 @@ def build_train_loader(
         max_bad_ratio=config.data.max_bad_ratio,
         quarantine=run / "quarantine.csv",
         pin_memory=world.device.type == "cuda",
+        pick=build_picker(config, training=True),
+        hflip_prob=config.augment.hflip_prob,
     )
 
 
@@ -272,8 +344,16 @@ def build_eval_loader(config: RunConfig, dataset: ClipDataset, *, world: World) 
         prefetch=config.data.prefetch,
         strict=True,
         pin_memory=world.device.type == "cuda",
+        pick=build_picker(config, training=False),
     )
 
 
 def build_augment(config: RunConfig, num_classes: int, *, training: bool) -> BatchAugment:
-    return BatchAugment(config.augment, num_classes, config.seed, training=training)
+    in_loader = config.tokens.where == "loader"
+    return BatchAugment(
+        config.augment,
+        num_classes,
+        config.seed,
+        training=training,
+        patch_size=patch_size_of(config.model.name) if in_loader else None,
+    )

@@ -37,7 +37,7 @@ class DataConfig:
     captions: Literal["each", "paragraph"] = "each"
     """each: every caption at its own time. paragraph: all captions of a video, by time, as one about all of it."""
     num_frames: int = 16
-    """Frames per clip (T)."""
+    """Frames of a clip that the model gets (T); frame selection reads more and chooses these."""
     sampling: Literal["segment", "dense"] = "segment"
     """segment: T equal parts of the video, one frame of each. dense: T frames, sampling_rate apart."""
     sampling_rate: int = 4
@@ -141,8 +141,18 @@ class TokensConfig:
     """run-length with a count, redundancy, group-dynamic: let a scene cut claim half of its tubelet, not all."""
     length_embedding: bool = False
     """Add a learned embedding of each token's run length (zero-initialised)."""
+    where: Literal["device", "loader"] = "device"
+    """device: the model selects. loader: the workers do, and only kept patches travel to the device."""
+    frame_selection: float = 0.0
+    """Frames read per frame of the clip, which is chosen among them by kept tokens (EVEREST: 1.5); 0 or 1: off."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.frame_selection == 0 or 1 <= self.frame_selection < math.inf,
+            "tokens.frame_selection",
+            self.frame_selection,
+            "0, or 1 or more",
+        )
         _require(0 <= self.threshold < math.inf, "tokens.threshold", self.threshold, "0 or more")
         _require(0 <= self.keep_ratio <= 1, "tokens.keep_ratio", self.keep_ratio, "0 to 1")
         _require(self.noise_cell >= 1, "tokens.noise_cell", self.noise_cell, "1 or more")
@@ -245,6 +255,8 @@ class TrainConfig:
     """Clips per device and micro-step."""
     accum_steps: int = 1
     """Micro-steps per optimiser step; global batch = batch_size_per_device * accum_steps * devices."""
+    max_tokens_per_device: int = 0
+    """Kept tokens that a device takes at once: larger micro-steps are cut, to the same gradient; 0: no limit."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """auto: bf16 on CUDA, float32 on CPU."""
     device: str = "auto"
@@ -268,7 +280,7 @@ class TrainConfig:
             *("log_every", "save_every", "keep_checkpoints"),
         ):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
-        for name in ("num_threads", "eval_every"):
+        for name in ("num_threads", "eval_every", "max_tokens_per_device"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
 
 

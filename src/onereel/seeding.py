@@ -8,8 +8,15 @@ random state.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from onereel.types import SampleKey
+
+if TYPE_CHECKING:
+    import torch
 
 
 def stable_seed(*key: int | str) -> int:
@@ -21,3 +28,15 @@ def stable_seed(*key: int | str) -> int:
 def numpy_generator(*key: int | str) -> np.random.Generator:
     """A NumPy generator for `key`, conventionally `(seed, epoch, index, purpose)`."""
     return np.random.Generator(np.random.Philox(stable_seed(*key)))
+
+
+def clip_generators(
+    seed: int, keys: Iterable[SampleKey], purpose: str = "tokens"
+) -> list[torch.Generator]:
+    """One CPU generator per clip, a function of (seed, epoch, index, view, purpose) only."""
+    import torch  # not at the top: whoever shuffles or crops need not load it
+
+    return [
+        torch.Generator().manual_seed(stable_seed(seed, key.epoch, key.index, key.view, purpose))
+        for key in keys
+    ]

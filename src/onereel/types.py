@@ -1,4 +1,5 @@
-"""The frozen dataclasses that cross from one room to another. They validate themselves; they do nothing else.
+"""The frozen dataclasses that cross from one room to another. They validate themselves, and do
+little else.
 
 Tensor letters, here and everywhere: B batch, T frames, C channels, H W pixels, N tubelets of a clip, M tokens of a
 packed batch, P values of a patch, D width, h heads.
@@ -6,11 +7,13 @@ packed batch, P values of a patch, D width, h heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
 
@@ -91,6 +94,7 @@ class Batch:
 
     Attributes:
         clips: uint8 `(B, T, C, H, W)` RGB from the loader; normalised float of the same shape after augmentation.
+            Where the loader selects tokens: the kept patches of these clips, uint8 and float likewise.
         keys: one SampleKey per clip; randomness for a clip derives from it.
         labels: int64 `(B,)` class indices, or None.
         soft_labels: float32 `(B, num_classes)` after mixing, or None.
@@ -101,7 +105,7 @@ class Batch:
             that a rank without data still takes part in the step.
     """
 
-    clips: Tensor
+    clips: Tensor | Packed
     keys: list[SampleKey]
     labels: Tensor | None = None
     soft_labels: Tensor | None = None
@@ -166,6 +170,40 @@ class Packed:
     @property
     def batch_size(self) -> int:
         return len(self.lengths)
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Packed:
+        """The same on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Packed:
+        """The same in page-locked memory; PyTorch's loader calls it."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def part(self, first: int, stop: int) -> Packed:
+        """Clips `first` to `stop` (excluded), as views."""
+        before = sum(self.lengths[:first])
+        tokens = slice(before, before + sum(self.lengths[first:stop]))
+        return Packed(
+            values=self.values[tokens],
+            lengths=self.lengths[first:stop],
+            cu_seqlens=self.cu_seqlens[first : stop + 1] - before,
+            coordinates=self.coordinates[tokens],
+            grid=self.grid,
+            run_lengths=None if self.run_lengths is None else self.run_lengths[tokens],
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Packed:
+        return replace(
+            self,
+            values=change(self.values),
+            cu_seqlens=change(self.cu_seqlens),
+            coordinates=change(self.coordinates),
+            run_lengths=None if self.run_lengths is None else change(self.run_lengths),
+        )
 
     @property
     def is_uniform(self) -> bool:

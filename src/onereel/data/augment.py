@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from onereel.config import AugmentConfig
 from onereel.data.randaugment import MAX_MAGNITUDE, blend, gray, rand_augment
 from onereel.errors import ConfigError, DataError
 from onereel.seeding import numpy_generator
-from onereel.types import Batch, SampleKey
+from onereel.types import Batch, Packed, SampleKey
 
 # Random erasing: share of the area, and height over width (arXiv 1708.04896, section 3; timm's limits).
 ERASE_AREA = (0.02, 1 / 3)
@@ -41,6 +42,11 @@ class Box:
         """The view of `(..., H, W)` inside the box."""
         return clip[..., self.top : self.bottom, self.left : self.right]
 
+    def holds(self, row: Tensor, column: Tensor) -> Tensor:
+        """Whether pixels lie inside, by row and column."""
+        inside_rows = (row >= self.top) & (row < self.bottom)
+        return inside_rows & (column >= self.left) & (column < self.right)
+
 
 @dataclass(frozen=True, slots=True)
 class Mix:
@@ -62,17 +68,28 @@ class BatchAugment:
     clip looks the same on whatever rank and in whatever company; only its mixing partner is a clip of
     its batch, as `partner_distance` says. In testing, normalisation alone: exactly (x / 255 - mean) / std.
 
+    Where the loader selects tokens it has mirrored the clips too, and what is left is done on their kept patches:
+    normalisation and erasing, to the same values.
+
     Args:
         num_classes: for mixed labels; None where there are no classes, and then nothing may be mixed.
+        patch_size: pixels per side of the patches, where the loader selects tokens; None: clips are whole.
 
-    Raises ConfigError for settings out of range, or mixing without classes.
+    Raises ConfigError for settings out of range, mixing without classes, or what patches alone don't allow.
     """
 
     def __init__(
-        self, config: AugmentConfig, num_classes: int | None, seed: int, training: bool
+        self,
+        config: AugmentConfig,
+        num_classes: int | None,
+        seed: int,
+        training: bool,
+        patch_size: int | None = None,
     ) -> None:
         self.config, self.num_classes = config, num_classes
-        self.seed, self.training = seed, training
+        self.seed, self.training, self.patch_size = seed, training, patch_size
+        if training and patch_size is not None:
+            _check_works_on_patches(config)
         self.mixes = training and (config.mixup_alpha > 0 or config.cutmix_alpha > 0)
         if self.mixes and num_classes is None:
             raise ConfigError(
@@ -91,36 +108,56 @@ class BatchAugment:
         Mixing adds `soft_labels`. `scoring_clips` is set where a clip of the batch was erased: the same clips,
         mixed likewise (the model must see its partner's motion), but without the erased boxes.
         """
-        clips = batch.clips.to(device, non_blocking=True).float().div_(255)
         labels = (
             batch.labels if batch.labels is None else batch.labels.to(device, non_blocking=True)
         )
-        batch = dataclasses.replace(batch, clips=clips, labels=labels)
+        batch = dataclasses.replace(batch, labels=labels)
         mean = torch.tensor(self.config.mean, device=device).view(3, 1, 1)
         std = torch.tensor(self.config.std, device=device).view(3, 1, 1)
+        if isinstance(batch.clips, Packed):
+            batch.clips = self._patches(
+                batch.clips.to(device, non_blocking=True), batch.keys, mean, std
+            )
+            return batch
+        clips = batch.clips.to(device, non_blocking=True).float().div_(255)
         if self.training:
-            self._flip(clips, batch.keys)
+            mirror(clips, batch.keys, self.config.hflip_prob, self.seed)
             self._rand_augment(clips, batch.keys, mean)
             self._color_jitter(clips, batch.keys)
-        clips.sub_(mean).div_(std)
+        batch.clips = clips.sub_(mean).div_(std)
         if self.training:
-            self._erase(batch)
+            batch.scoring_clips = self._erase(clips, batch.keys)
         if self.mixes:
-            self._mix(batch)
+            self._mix(batch, clips)
         return batch
+
+    def _patches(self, patches: Packed, keys: list[SampleKey], mean: Tensor, std: Tensor) -> Packed:
+        """Normalised float patches, erased where the boxes of the chosen clips lie."""
+        values = patches.values.float().div_(255)
+        values.unflatten(1, (3, -1, 1)).sub_(mean).div_(std)  # pixels in order (c, t, h, w)
+        chosen = _chosen(keys, self.config.erase_prob, self.seed, "erase") if self.training else []
+        if chosen:
+            self._erase_patches(values, patches, keys, chosen)
+        return dataclasses.replace(patches, values=values)
+
+    def _erase_patches(
+        self, values: Tensor, patches: Packed, keys: list[SampleKey], chosen: list[int]
+    ) -> None:
+        side = self.patch_size
+        assert side is not None  # who packs in training says so
+        pixel = torch.arange(side, device=values.device)
+        for i in chosen:
+            box = self._erase_box(patches.grid.gh * side, patches.grid.gw * side, keys[i])
+            first = sum(patches.lengths[:i])
+            clip = slice(first, first + patches.lengths[i])
+            rows, columns = (
+                patches.coordinates[clip, axis, None] * side + pixel for axis in (1, 2)
+            )
+            inside = box.holds(rows[:, :, None], columns[:, None, :])
+            values[clip].unflatten(1, (-1, side, side)).masked_fill_(inside[:, None], 0)
 
     def _generator(self, key: SampleKey, purpose: str) -> np.random.Generator:
         return numpy_generator(self.seed, key.epoch, key.index, key.view, purpose)
-
-    def _chosen(self, keys: list[SampleKey], prob: float, purpose: str) -> list[int]:
-        """Positions of the clips that an operation with this probability falls on."""
-        if prob <= 0:
-            return []
-        return [i for i, key in enumerate(keys) if self._generator(key, purpose).random() < prob]
-
-    def _flip(self, clips: Tensor, keys: list[SampleKey]) -> None:
-        for i in self._chosen(keys, self.config.hflip_prob, "hflip"):
-            clips[i] = clips[i].flip(-1)
 
     def _rand_augment(self, clips: Tensor, keys: list[SampleKey], mean: Tensor) -> None:
         num_ops, magnitude = self.config.randaugment_num_ops, self.config.randaugment_magnitude
@@ -139,38 +176,63 @@ class BatchAugment:
             clip.copy_(blend(gray(clip).mean(), clip, contrast))
             clip.copy_(blend(gray(clip), clip, saturation))
 
-    def _erase(self, batch: Batch) -> None:
-        """Set one box of the chosen clips to 0, the mean colour after normalisation.
+    def _erase(self, clips: Tensor, keys: list[SampleKey]) -> Tensor | None:
+        """Set one box of the chosen clips to 0, the mean colour after normalisation; gives the clips before, or None.
 
         The published mode fills with noise drawn per pixel and frame, which every difference-based selector takes
         for motion (RLT keeps .58 instead of .44 of the tokens).
         """
-        chosen = self._chosen(batch.keys, self.config.erase_prob, "erase")
-        if chosen:
-            batch.scoring_clips = batch.clips.clone()
-        height, width = batch.clips.shape[-2:]
+        chosen = _chosen(keys, self.config.erase_prob, self.seed, "erase")
+        before = clips.clone() if chosen else None
+        height, width = clips.shape[-2:]
         for i in chosen:
-            box = erase_box(height, width, self._generator(batch.keys[i], "erase_box"))
-            if box is not None:
-                box.of(batch.clips[i]).zero_()
+            self._erase_box(height, width, keys[i]).of(clips[i]).zero_()
+        return before
 
-    def _mix(self, batch: Batch) -> None:
+    def _erase_box(self, height: int, width: int, key: SampleKey) -> Box:
+        return erase_box(height, width, self._generator(key, "erase_box")) or Box(0, 0, 0, 0)
+
+    def _mix(self, batch: Batch, clips: Tensor) -> None:
         """Mix each chosen clip with its partner, and the labels with it."""
         if batch.labels is None or self.num_classes is None:
             raise DataError("mixup and cutmix need a label for every clip; set their alphas to 0")
-        height, width = batch.clips.shape[-2:]
+        height, width = clips.shape[-2:]
         mixes = [Mix()] * len(batch.keys)
         if len(mixes) > 1:
-            for i in self._chosen(batch.keys, self.config.mix_prob, "mix"):
+            for i in _chosen(batch.keys, self.config.mix_prob, self.seed, "mix"):
                 generator = self._generator(batch.keys[i], "mix_how")
                 mixes[i] = draw_mix(height, width, self.config, generator)
         distance = partner_distance(batch.keys)
-        batch.clips = mix_clips(batch.clips, mixes, distance)
+        batch.clips = mix_clips(clips, mixes, distance)
         if batch.scoring_clips is not None:
             batch.scoring_clips = mix_clips(batch.scoring_clips, mixes, distance)
         one_hot = F.one_hot(batch.labels, self.num_classes).float()
         weights = torch.tensor([[mix.weight] for mix in mixes], device=one_hot.device)
         batch.soft_labels = one_hot.lerp(one_hot.roll(distance, 0), weights)
+
+
+def mirror(clips: Tensor, keys: Sequence[SampleKey], prob: float, seed: int) -> None:
+    """Mirror, in place, those of `clips (B, ..., W)` that are drawn with probability `prob`."""
+    for i in _chosen(keys, prob, seed, "hflip"):
+        clips[i] = clips[i].flip(-1)
+
+
+def _chosen(keys: Sequence[SampleKey], prob: float, seed: int, purpose: str) -> list[int]:
+    """Positions of the clips that an operation with this probability falls on."""
+    if prob <= 0:
+        return []
+    draws = (numpy_generator(seed, k.epoch, k.index, k.view, purpose).random() for k in keys)
+    return [i for i, draw in enumerate(draws) if draw < prob]
+
+
+def _check_works_on_patches(config: AugmentConfig) -> None:
+    """Raise ConfigError for an augmentation that needs whole clips, or changes them before tokens are selected."""
+    for name in ("randaugment_num_ops", "color_jitter", "mixup_alpha", "cutmix_alpha"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"augment.{name} is {getattr(config, name)}, and needs whole clips on the device; with tokens.where "
+                f"'loader' only kept patches travel there. Set augment.{name} to 0, or tokens.where to 'device'"
+            )
 
 
 def partner_distance(keys: list[SampleKey]) -> int:

@@ -6,7 +6,7 @@ import csv
 import fcntl
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from onereel.data.annotations import Annotations, Record
+from onereel.data.augment import mirror
 from onereel.data.dataset import ClipDataset, ClipReader, Sample
 from onereel.data.order import shuffled
 from onereel.data.workers import main_hidden_from, worker_options
 from onereel.errors import ConfigError, DataError, DecodeError
-from onereel.types import Batch, SampleKey
+from onereel.types import Batch, Packed, SampleKey
 
 log = logging.getLogger("onereel")
 
@@ -29,6 +30,8 @@ QUARANTINE_COLUMNS = ("path", "frame", "reason", "epoch", "index")
 HOPELESS_AFTER = 32
 
 Job = tuple[Record, list[SampleKey]]
+Pick = Callable[[Tensor, Sequence[SampleKey]], Packed]
+"""uint8 clips `(B, T, C, H, W)` and their keys to the patches that are kept of them."""
 
 
 class _Failure(NamedTuple):
@@ -40,7 +43,7 @@ class _Failure(NamedTuple):
 class _Loaded(NamedTuple):
     """What a worker sends: the fields of a Batch, and what failed."""
 
-    clips: Tensor
+    clips: Tensor | Packed
     labels: Tensor | None
     captions: list[str] | None
     keys: list[SampleKey]
@@ -74,6 +77,9 @@ class ClipLoader:
         quarantine: CSV file that failed samples are appended to; ranks may share it.
         pin_memory: put batches into page-locked memory.
         strict: raise the DecodeError of the first sample that fails.
+        pick: selects the tokens of a batch in the worker, so that only kept patches travel from there; None: batches
+            are whole clips, and selection is left to the model.
+        hflip_prob: where there is `pick`: probability of mirroring a clip before it, drawn as by `BatchAugment`.
 
     Raises ConfigError where the numbers don't fit together, DataError where an epoch has no batch.
     """
@@ -95,6 +101,8 @@ class ClipLoader:
         quarantine: Path | None = None,
         pin_memory: bool = False,
         strict: bool = False,
+        pick: Pick | None = None,
+        hflip_prob: float = 0.0,
     ) -> None:
         if batch_size % repeats:
             raise ConfigError(
@@ -120,7 +128,7 @@ class ClipLoader:
         self._stream: Iterator[_Loaded] = iter(())
         options = worker_options(num_workers, prefetch, dataset.library) if num_workers else {}
         self._data_loader = DataLoader(
-            _BatchReader(dataset.reader),
+            _BatchReader(dataset.reader, pick, hflip_prob),
             batch_size=None,
             sampler=self._plan,
             collate_fn=_unchanged,
@@ -276,8 +284,8 @@ class _Plan(Sampler[list[Job]]):
 class _BatchReader(Dataset):
     """Reads whole batches, in a worker or here."""
 
-    def __init__(self, reader: ClipReader) -> None:
-        self.reader = reader
+    def __init__(self, reader: ClipReader, pick: Pick | None, hflip_prob: float) -> None:
+        self.reader, self.pick, self.hflip_prob = reader, pick, hflip_prob
 
     def __getitem__(self, jobs: list[Job]) -> _Loaded:
         samples: list[Sample] = []
@@ -295,13 +303,21 @@ class _BatchReader(Dataset):
         labels = [sample.label for sample in samples if sample.label is not None]
         captions = [sample.caption for sample in samples if sample.caption is not None]
         return _Loaded(
-            clips=torch.stack([sample.clip for sample in samples]),
+            clips=self._clips(samples),
             labels=torch.tensor(labels) if labels else None,
             captions=captions or None,
             keys=[sample.key for sample in samples],
             num_clips=num_clips,
             failures=failures,
         )
+
+    def _clips(self, samples: list[Sample]) -> Tensor | Packed:
+        clips = torch.stack([sample.clip for sample in samples])
+        if self.pick is None:
+            return clips
+        keys = [sample.key for sample in samples]
+        mirror(clips, keys, self.hflip_prob, self.reader.seed)
+        return self.pick(clips, keys)
 
     def _blank(self, record: Record, keys: list[SampleKey]) -> Sample:
         """A black clip that keeps the shapes of a batch of which nothing could be read."""

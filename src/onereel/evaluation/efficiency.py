@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onereel.evaluation.inference import autocast, evaluating
-from onereel.objectives.base import clip_generators
+from onereel.seeding import clip_generators
 from onereel.types import SampleKey
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def clip_macs(model: VideoModel, num_tokens: int) -> int:
 
 def speedup_bound(model: VideoModel, lengths: Sequence[int], num_dense_tokens: int) -> float:
     """MACs of the same clips with all their tokens, over MACs with `lengths` kept ones."""
-    return model.macs((num_dense_tokens,) * len(lengths)) / model.macs(tuple(lengths))
+    dense = (num_dense_tokens,) * len(lengths)
+    return (model.encoder.macs(dense) + model.head.macs(len(dense))) / model.macs(tuple(lengths))
 
 
 def measure_inference(

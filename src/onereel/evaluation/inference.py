@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onereel.errors import ConfigError, OnereelError
-from onereel.objectives.base import clip_generators
+from onereel.seeding import clip_generators
 from onereel.types import Batch
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import Output, VideoModel
+from onereel.types import Packed
 
 
 class DualEncoder(nn.Module):
@@ -27,7 +28,7 @@ class DualEncoder(nn.Module):
 
     def encode_video(
         self,
-        clips: Tensor,
+        clips: Tensor | Packed,
         scoring_clips: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> tuple[Tensor, Output]:

@@ -51,17 +51,27 @@ def create_encoder(
     Raises:
         ConfigError: the name is unknown (the nearest is named), or the clip doesn't divide into tubelets.
     """
-    match = _PATTERN.fullmatch(name)
-    if match is None or match[1] not in SIZES:
-        form = f"_patch{match[2]}_{match[3]}" if match else ""
-        alike = [f"vit_{known}{form}" for known in SIZES] if match else []
-        raise unknown_name("model", name, {*list_models(), *alike})
-    patch_size, resolution = int(match[2]), int(match[3])
+    shape, patch_size, resolution = _parsed(name)
     side = size or resolution
     return VisionTransformer(
         tubelet_grid(num_frames, side, side, tubelet_size, patch_size),
         tubelet_size=tubelet_size,
         patch_size=patch_size,
-        **SIZES[match[1]]._asdict(),
+        **shape._asdict(),
         **options,
     )
+
+
+def patch_size_of(name: str) -> int:
+    """Pixels per side of the patches of the encoder called `name`; raises as `create_encoder`."""
+    return _parsed(name)[1]
+
+
+def _parsed(name: str) -> tuple[Size, int, int]:
+    """Size, patch size and resolution."""
+    match = _PATTERN.fullmatch(name)
+    if match is None or match[1] not in SIZES:
+        form = f"_patch{match[2]}_{match[3]}" if match else ""
+        alike = [f"vit_{known}{form}" for known in SIZES] if match else []
+        raise unknown_name("model", name, {*list_models(), *alike})
+    return SIZES[match[1]], int(match[2]), int(match[3])

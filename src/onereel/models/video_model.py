@@ -19,6 +19,7 @@ from onereel.types import Packed, TokenSelection, TubeletGrid
 
 if TYPE_CHECKING:
     from onereel.config import RunConfig
+    from onereel.tokens.frames import FrameSelection
     from onereel.tokens.selector import Selector
 
 Generators = Sequence[torch.Generator] | None
@@ -30,7 +31,7 @@ class Output(NamedTuple):
     Attributes:
         logits: `(B, num_classes)`; of a `ProjectionHead` the embedding `(B, E)`, not normalised.
         lengths: tokens kept per clip, a class token not counted.
-        num_dense_tokens: tokens that a clip has when all are kept.
+        num_dense_tokens: tokens that a clip has when all are kept (of the frames that frame selection chooses).
         features: the encoder's features, class tokens included.
     """
 
@@ -49,6 +50,7 @@ class VideoModel(nn.Module):
         selector: holds no weights, and may be replaced at any time (`model.selector = ...`).
         config: what the parts were built from, which `save_pretrained` writes; None where they were put together
             by hand.
+        frames: frame selection before it: draws in training, takes the best in evaluation. None: all frames.
     """
 
     def __init__(
@@ -57,39 +59,43 @@ class VideoModel(nn.Module):
         head: ClassificationHead | ProjectionHead,
         selector: Selector,
         config: RunConfig | None = None,
+        frames: FrameSelection | None = None,
     ) -> None:
         super().__init__()
         if encoder.pool != head.pool:
             raise ConfigError(f"encoder pools by {encoder.pool!r}, head by {head.pool!r}")
-        self.encoder, self.head, self.selector = encoder, head, selector
+        self.encoder, self.head, self.selector, self.frames = encoder, head, selector, frames
         self.config = config
 
     def forward(
         self,
-        clips: Tensor,
+        clips: Tensor | Packed,
         scoring_clips: Tensor | None = None,
         generators: Generators = None,
     ) -> Output:
         """Classify `clips`.
 
         Args:
-            clips: normalised float `(B, T, C, H, W)`.
+            clips: normalised float `(B, T, C, H, W)`, or patches of them that were selected before.
             scoring_clips: what the selector looks at in place of `clips`, same shape; None: `clips`.
             generators: one CPU generator per clip. A selector draws from it; drop path and dropout draw from
                 others made of its seed, so that no technique shifts the draws of another.
         """
-        grid = clip_grid(clips, self.encoder.tubelet_size, self.encoder.patch_size)
-        tokens, embedded = self._tokens(clips, scoring_clips, grid, generators)
+        if isinstance(clips, Packed):
+            tokens, embedded = clips, False
+        else:
+            tokens, embedded = self._tokens(clips, scoring_clips, generators)
         features = self.encoder(tokens, _derived(generators, "drop-path"), embedded=embedded)
         logits = self.head(features, _derived(generators, "dropout"))
-        return Output(logits, tokens.lengths, grid.num_tokens, features)
+        return Output(logits, tokens.lengths, self._dense_grid(tokens.grid).num_tokens, features)
 
     def _tokens(
-        self, clips: Tensor, scoring_clips: Tensor | None, grid: TubeletGrid, generators: Generators
+        self, clips: Tensor, scoring_clips: Tensor | None, generators: Generators
     ) -> tuple[Packed, bool]:
         """The kept tokens, and whether they are embedded already or still patches."""
         encoder, block = self.encoder, (self.encoder.tubelet_size, self.encoder.patch_size)
-        if self.selector.num_kept(grid) == grid.num_tokens:
+        grid = clip_grid(clips, *block)
+        if self.selector.num_kept(self._dense_grid(grid)) == grid.num_tokens:
             return pack_all(patchify(clips, *block), grid), False
         seen = clips if scoring_clips is None else scoring_clips
         if not self.selector.needs_embeddings:
@@ -105,7 +111,15 @@ class VideoModel(nn.Module):
     def _select(
         self, clips: Tensor, embeddings: Tensor | None, grid: TubeletGrid, generators: Generators
     ) -> TokenSelection:
-        return self.selector.select(clips, embeddings, grid, generators)
+        if self.frames is None:
+            return self.selector.select(clips, embeddings, grid, generators)
+        return self.frames.select(
+            self.selector, clips, embeddings, grid, generators, draws=self.training
+        )
+
+    def _dense_grid(self, grid: TubeletGrid) -> TubeletGrid:
+        """The tubelets that the model is given when it keeps all tokens."""
+        return grid if self.frames is None else self.frames.given_grid(grid)
 
     def macs(self, lengths: Sequence[int]) -> int:
         """Multiply-adds of the matrix products of a forward that keeps `lengths` tokens, head included.

@@ -1,6 +1,6 @@
 """Features to a loss: an objective bundles a model with what it learns, and says `{"loss": …}`."""
 
-from onereel.objectives.base import Objective, clip_generators, layer_of_vit, undecayed_of_vit
+from onereel.objectives.base import Objective, layer_of_vit, undecayed_of_vit
 from onereel.objectives.classification import ClassificationObjective
 from onereel.objectives.contrastive import InfoNce, SigmoidLoss
 from onereel.objectives.max_margin import MaxMargin
@@ -13,7 +13,6 @@ __all__ = [
     "Objective",
     "PairObjective",
     "SigmoidLoss",
-    "clip_generators",
     "layer_of_vit",
     "undecayed_of_vit",
 ]

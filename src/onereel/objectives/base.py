@@ -6,10 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-import torch
-
-from onereel.seeding import stable_seed
-from onereel.types import Batch, SampleKey
+from onereel.types import Batch
 
 VIT_TABLES = ("pos_embed", "temporal_embed", "cls_token", "length_embed")
 
@@ -37,16 +34,6 @@ class Objective(Protocol):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must spare although they have two or more dimensions."""
         ...
-
-
-def clip_generators(
-    seed: int, keys: Iterable[SampleKey], purpose: str = "tokens"
-) -> list[torch.Generator]:
-    """One CPU generator per clip, a function of (seed, epoch, index, view, purpose) only."""
-    return [
-        torch.Generator().manual_seed(stable_seed(seed, key.epoch, key.index, key.view, purpose))
-        for key in keys
-    ]
 
 
 def layer_of_vit(name: str, depth: int) -> int:

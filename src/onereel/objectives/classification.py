@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onereel.errors import DataError
-from onereel.objectives.base import clip_generators, layer_of_vit, undecayed_of_vit
+from onereel.objectives.base import layer_of_vit, undecayed_of_vit
+from onereel.seeding import clip_generators
 from onereel.types import Batch
 
 if TYPE_CHECKING:

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from onereel.errors import DataError
 from onereel.objectives.base import (
     BACKWARD_FLOPS,
-    clip_generators,
     layer_of_vit,
     stats,
     undecayed_of_vit,
 )
-from onereel.seeding import stable_seed
+from onereel.seeding import clip_generators, stable_seed
 from onereel.types import Batch
 
 if TYPE_CHECKING:

@@ -61,12 +61,14 @@ class StepPlan:
         """One line: clips per step, steps, and the learning rate that follows."""
         train, optim = config.train, config.optim
         per_step = train.batch_size_per_device * train.accum_steps
+        cap = train.max_tokens_per_device
+        at_once = f", {cap} tokens at once at most" if cap else ""
         lr = f"{scaled_lr(optim, self.global_batch_size):.3g}"
         if optim.lr_batch_size:
             lr = f"{optim.lr:g} x {self.global_batch_size}/{optim.lr_batch_size} = {lr}"
         return (
             f"{self.global_batch_size} clips per step = {train.batch_size_per_device} per device x "
-            f"{train.accum_steps} micro-steps x {self.global_batch_size // per_step} devices; "
+            f"{train.accum_steps} micro-steps x {self.global_batch_size // per_step} devices{at_once}; "
             f"{self.epochs} epochs x {self.steps_per_epoch} steps; learning rate {lr}"
         )
 

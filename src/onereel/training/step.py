@@ -26,6 +26,7 @@ from onereel.training.distributed import (
 from onereel.training.interrupt import StopRequest
 from onereel.training.optim import set_lr
 from onereel.training.state import TrainState
+from onereel.training.token_cap import cut
 from onereel.types import Batch, SampleKey
 
 Augment = Callable[[Batch, torch.device], Batch]
@@ -112,7 +113,8 @@ class TrainStep:
 
     The gradient is that of the mean loss over all clips of the step: every micro-step's mean is weighted by its
     number of clips, and the sum divided by the number on all processes, so that samples that could not be read
-    bias nothing and accumulation, processes and one big batch agree.
+    bias nothing and accumulation, processes and one big batch agree; and so may a micro-batch be cut where it holds
+    more tokens than a device takes at once, into more parts on one process than on another.
 
     An objective whose loss compares the clips of a whole step (see `Coupled`) sees its micro-batches twice: first
     without gradients, for what the loss needs of each, then as any other, with what the loss has to say to it.
@@ -132,7 +134,8 @@ class TrainStep:
     ) -> None:
         self.model = data_parallel(objective, device)
         self.coupled: Coupled | None = None
-        if config.train.accum_steps > 1 and isinstance(objective, Coupled):
+        is_cut = config.train.accum_steps > 1 or config.train.max_tokens_per_device > 0
+        if is_cut and isinstance(objective, Coupled):
             self.coupled = objective
         self.keep_gradients_here: Callable[[], AbstractContextManager] = nullcontext
         if isinstance(self.model, DistributedDataParallel):
@@ -144,6 +147,7 @@ class TrainStep:
         self.device = device
         self.dtype = compute_dtype(config.train.precision, device)
         self.accum_steps = config.train.accum_steps
+        self.max_tokens = config.train.max_tokens_per_device
         self.max_norm = config.optim.clip_grad_norm
         self.seed = config.seed
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
@@ -156,9 +160,8 @@ class TrainStep:
         set_lr(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         totals, losses, keys = torch.zeros((), dtype=torch.float64, device=self.device), [], []
-        for micro, (batch, *more) in enumerate(self._micro_batches(state, batches)):
+        for micro, (is_last, batch, *more) in enumerate(self._micro_batches(state, batches)):
             self._seed_micro_step(state.step, micro)
-            is_last = micro == self.accum_steps - 1
             outputs = self._forward_backward(batch, *more, is_last=is_last)
             state.meter.count(batch.num_clips, outputs.pop("stats"))
             totals = totals + self._sums(batch, outputs)
@@ -172,16 +175,23 @@ class TrainStep:
         return StepResult(step, epoch, names, values, losses, keys, self._mark())
 
     def _micro_batches(self, state: TrainState, batches: Iterator[Batch]) -> Iterator[tuple]:
-        """The arguments of the objective for each micro-batch: it, and what a coupled objective adds."""
-        taken = (state.meter.next_batch(batches) for _ in range(self.accum_steps))
+        """Whether it is the last, and the objective's arguments: the micro-batch, and what a coupled one adds."""
         if self.coupled is None:
-            return ((batch,) for batch in taken)
-        kept, surveys = list(taken), []
-        for micro, batch in enumerate(kept):
+            return self._parts(state, batches)
+        kept, surveys = list(self._parts(state, batches)), []
+        for micro, (_, batch) in enumerate(kept):
             self._seed_micro_step(state.step, micro)
             with torch.no_grad(), self._autocast():
                 surveys.append(self.coupled.survey(self.augment(batch, self.device)))
-        return zip(kept, self.coupled.couple(surveys), strict=True)
+        coupled = self.coupled.couple(surveys)
+        return ((*part, value) for part, value in zip(kept, coupled, strict=True))
+
+    def _parts(self, state: TrainState, batches: Iterator[Batch]) -> Iterator[tuple[bool, Batch]]:
+        """The micro-batches of the loader, each cut under the token cap; with the last one said to be."""
+        for micro in range(self.accum_steps):
+            *parts, last = cut(state.meter.next_batch(batches), self.max_tokens)
+            yield from ((False, part) for part in parts)
+            yield micro == self.accum_steps - 1, last
 
     def _seed_micro_step(self, step: int, micro: int) -> None:
         number = micro * world_size() + rank()
