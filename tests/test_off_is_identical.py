@@ -82,6 +82,7 @@ def changed(section: str, **values: Any) -> RunConfig:
         changed("tokens", kind="group-dynamic", token_budget=8),
         changed("tokens", kind="run-length", budget="batch", keep_ratio=1.0),
         changed("tokens", threshold=0.7, keep_ratio=0.2),
+        changed("tokens", frame_selection=1.0),
         changed("optim", ema_decay=0.9),
         changed("optim", layer_decay=1.0, momentum=0.3),
         changed("augment", mix_prob=0.0, mixup_alpha=0.0, randaugment_magnitude=9.0),

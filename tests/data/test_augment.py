@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,14 @@ from onereel.data.augment import (
     Mix,
     cutmix_box,
     erase_box,
+    mirror,
     mix_clips,
     partner_distance,
 )
 from onereel.errors import ConfigError, DataError
 from onereel.seeding import numpy_generator
-from onereel.types import Batch, SampleKey
+from onereel.tokens.packing import pack_clips
+from onereel.types import Batch, SampleKey, TokenSelection
 
 NUM_CLASSES = 5
 MEAN = torch.tensor(AugmentConfig.mean).view(3, 1, 1)
@@ -322,3 +326,41 @@ def test_the_device_does_not_change_the_result():
     assert torch.allclose(here.clips, there.clips.cpu(), atol=2e-2)
     assert (here.clips - there.clips.cpu()).abs().mean() < 1e-3
     assert torch.equal(here.soft_labels, there.soft_labels.cpu())
+
+
+# ----------------------------------------------------------------------------------------------------- kept patches
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_patches_get_the_values_of_the_clips_they_are_of(training):
+    """Mirrored before they were cut out, then normalised and erased: the same bits as the whole clips' patches."""
+    config = AugmentConfig(hflip_prob=0.5, erase_prob=0.6)
+    batch = make_batch(12)
+    keep = torch.rand(12, 16, generator=torch.Generator().manual_seed(0)) < 0.4
+    keep[:, 0] = True
+    whole = BatchAugment(config, NUM_CLASSES, 3, training)(batch, "cpu")
+    expected = pack_clips(whole.clips, TokenSelection(keep), tubelet_size=1, patch_size=16)
+    clips = batch.clips.clone()
+    if training:
+        mirror(clips, batch.keys, config.hflip_prob, seed=3)
+    cut = pack_clips(clips, TokenSelection(keep), tubelet_size=1, patch_size=16)
+    before = cut.values.clone()
+    out = BatchAugment(config, NUM_CLASSES, 3, training, patch_size=16)(
+        replace(batch, clips=cut), "cpu"
+    )
+    assert torch.equal(out.clips.values, expected.values)
+    assert (expected.values == 0).any() == training  # no colour is exactly the mean
+    assert torch.equal(cut.values, before)
+    assert torch.equal(out.clips.coordinates, expected.coordinates)
+    assert torch.equal(out.labels, batch.labels)
+
+
+@pytest.mark.parametrize(
+    "name", ["randaugment_num_ops", "color_jitter", "mixup_alpha", "cutmix_alpha"]
+)
+def test_what_patches_do_not_allow_is_refused_in_training(name):
+    config = AugmentConfig(**{name: 1})
+    with pytest.raises(ConfigError, match=rf"augment\.{name} is 1, .*Set augment\.{name} to 0, or"):
+        BatchAugment(config, NUM_CLASSES, 0, training=True, patch_size=16)
+    BatchAugment(config, NUM_CLASSES, 0, training=False, patch_size=16)
+    BatchAugment(config, NUM_CLASSES, 0, training=True)

@@ -14,9 +14,15 @@ import pytest
 import torch
 
 from onereel.data.annotations import Annotations
+from onereel.data.augment import mirror
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
 from onereel.errors import ConfigError, DataError, DecodeError
+from onereel.seeding import clip_generators
+from onereel.tokens.packing import pack_clips
+from onereel.tokens.picking import PatchPicker
+from onereel.tokens.selector import Tube
+from onereel.types import Packed, TokenSelection
 from onereel.video.library import RawVideos
 
 
@@ -30,6 +36,36 @@ def train_loader(dataset, batch_size=4, **settings):
 def eval_loader(dataset, batch_size=4, **settings):
     return train_loader(
         dataset, batch_size, shuffle=False, drop_last=False, strict=True, **settings
+    )
+
+
+def pick_at_random(clips, keys):
+    """Patches of 8 x 8 x 2, each with a chance drawn per clip; one at least."""
+    draws = torch.stack(
+        [torch.rand(clips.shape[1:].numel() // 384, generator=g) for g in clip_generators(7, keys)]
+    )
+    keep = draws < draws[:, :1]
+    keep[:, -1] = True
+    return pack_clips(clips, TokenSelection(keep), tubelet_size=2, patch_size=8)
+
+
+PICK = PatchPicker(
+    Tube(0.5),
+    None,
+    training=True,
+    tubelet_size=2,
+    patch_size=16,
+    seed=7,
+)
+"""One that a worker can be sent: it must import it."""
+
+
+def same_packed(a: Packed, b: Packed) -> bool:
+    return (
+        torch.equal(a.values, b.values)
+        and torch.equal(a.coordinates, b.coordinates)
+        and torch.equal(a.cu_seqlens, b.cu_seqlens)
+        and (a.lengths, a.grid) == (b.lengths, b.grid)
     )
 
 
@@ -240,6 +276,59 @@ def test_a_quarantine_file_that_cannot_be_written_stops_nothing(dataset_of, tmp_
         assert f"{path} could not be written" in caplog.text
 
 
+# ------------------------------------------------------------------------------------------- selection in the loader
+
+
+def test_kept_patches_are_those_of_the_mirrored_clips(dataset_of):
+    names = ["bad0"] + [f"video{i}" for i in range(15)]
+    settings = {"max_bad_ratio": 0.5}
+    whole = train_loader(dataset_of(names), **settings).batches(2)
+    picked = train_loader(
+        dataset_of(names), pick=pick_at_random, hflip_prob=0.5, **settings
+    ).batches(2)
+    num_mirrored = 0
+    for a, b in zip(whole, picked, strict=True):
+        assert (a.keys, a.num_clips, a.num_failed) == (b.keys, b.num_clips, b.num_failed)
+        assert torch.equal(a.labels, b.labels)
+        clips = a.clips.clone()
+        mirror(clips, a.keys, 0.5, seed=0)
+        num_mirrored += int((clips != a.clips).flatten(1).any(1).sum())
+        assert same_packed(b.clips, pick_at_random(clips, a.keys))
+        assert b.clips.values.dtype == torch.uint8
+    assert 3 < num_mirrored < 12
+
+
+def test_a_batch_of_which_nothing_could_be_read_has_the_patches_of_a_blank_clip(dataset_of):
+    names = [f"bad{i}" for i in range(4)]
+    loader = train_loader(dataset_of(names), pick=pick_at_random, max_bad_ratio=1.0)
+    (empty,) = loader.batches(0)
+    assert (empty.num_clips, empty.num_failed, len(empty.keys)) == (0, 4, 1)
+    assert empty.clips.batch_size == 1
+    assert not empty.clips.values.any()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_picked_batches_do_not_depend_on_workers_or_on_where_an_epoch_starts(video_dataset):
+    def batches(num_workers, start=0):
+        return list(
+            train_loader(
+                video_dataset,
+                repeats=2,
+                num_workers=num_workers,
+                max_bad_ratio=0.1,
+                pick=PICK,
+                hflip_prob=0.5,
+            ).batches(1, start)
+        )
+
+    alone = batches(0)
+    for other in (batches(2), alone[:3] + batches(0, 3)):
+        for a, b in zip(alone, other, strict=True):
+            assert a.keys == b.keys
+            assert same_packed(a.clips, b.clips)
+    assert any(batch.num_failed for batch in alone)
+
+
 # ---------------------------------------------------------------------------------------------------------- workers
 
 
@@ -325,6 +414,19 @@ def test_workers_end_with_the_loader(video_dataset):
     del loader
     workers[0].join(10)
     assert not workers[0].is_alive()
+
+
+@pytest.mark.gpu
+def test_pinned_patches_are_the_same(video_dataset):
+    pinned = list(
+        train_loader(
+            video_dataset, max_bad_ratio=1.0, pin_memory=True, num_workers=1, pick=PICK
+        ).batches(0)
+    )
+    plain = list(train_loader(video_dataset, max_bad_ratio=1.0, pick=PICK).batches(0))
+    for a, b in zip(pinned, plain, strict=True):
+        assert a.clips.values.is_pinned()
+        assert same_packed(a.clips.to("cuda", non_blocking=True).to("cpu"), b.clips)
 
 
 @pytest.mark.gpu

@@ -14,6 +14,8 @@ from onereel.evaluation.efficiency import (
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.video_model import VideoModel
+from onereel.tokens.frames import FrameSelection
+from onereel.tokens.redundancy import redundancy
 from onereel.tokens.scored import random_tokens
 from onereel.tokens.selector import KeepAll, Selector
 
@@ -34,6 +36,20 @@ def test_published_cost_of_vit_base(ratio: float, gmacs: float, bound: float) ->
     assert clip_macs(model, 1568) / 1e9 == pytest.approx(180.3, abs=0.05)
     assert clip_macs(model, kept) / 1e9 == pytest.approx(gmacs, abs=0.05)
     assert speedup_bound(model, [kept, kept], 1568) == pytest.approx(bound, abs=0.01)
+
+
+def test_the_bound_with_frame_selection_is_against_all_tokens_of_as_many_frames() -> None:
+    """24 candidate frames, 16 chosen, EVEREST's 940 of their 1568 tokens: 98.0 GMACs, and the other candidates'
+    embedding, against 180.3."""
+    with torch.device("meta"):
+        model = make_model("vit_base_patch16_224", 24, 224, redundancy())
+    model.frames = FrameSelection(8)
+    dense = model.frames.given_grid(model.encoder.grid)
+    assert (dense.num_tokens, model.selector.num_kept(dense)) == (1568, 940)
+    candidates = 784 * 1536 * 768 / 1e9
+    assert clip_macs(model, 940) / 1e9 == pytest.approx(98.0 + candidates, abs=0.05)
+    bound = speedup_bound(model, [940], dense.num_tokens)
+    assert bound == pytest.approx(180.3 / (98.0 + candidates), abs=0.002)
 
 
 @pytest.fixture

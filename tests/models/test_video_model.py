@@ -13,6 +13,8 @@ from onereel.errors import ConfigError
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.video_model import VideoModel
+from onereel.tokens.frames import FrameSelection
+from onereel.tokens.packing import pack_clips
 from onereel.tokens.run_length import RunLength
 from onereel.tokens.scored import random_tokens
 from onereel.tokens.selector import KeepAll, Selector, Tube
@@ -178,6 +180,50 @@ def test_multiply_adds_are_those_that_run(selector: Selector, pool: str) -> None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         out = model(make_clips(), generators=generators(1, 2, 3))
     assert counter.get_total_flops() == 2 * model.macs(out.lengths)
+
+
+def test_selected_patches_may_come_in_place_of_clips() -> None:
+    model, clips = video_model(RunLength(0.3), length_embedding=True), make_clips()
+    assert model.encoder.length_embed is not None
+    torch.nn.init.normal_(model.encoder.length_embed)
+    whole = model(clips, generators=generators(1, 2, 3))
+    chosen = model.selector.select(clips, None, model.encoder.grid, None)
+    model.selector = KeepAll()  # which is then not asked
+    picked = model(pack_clips(clips, chosen, 2, 16), generators=generators(1, 2, 3))
+    assert torch.equal(picked.logits, whole.logits)
+    assert picked.lengths == whole.lengths
+    assert picked.num_dense_tokens == whole.num_dense_tokens == NUM_TOKENS
+
+
+@pytest.mark.parametrize("selector", [*SELECTORS, LargestEmbeddings(10)])
+def test_frame_selection_counts_tokens_of_the_frames_it_gives(selector: Selector) -> None:
+    """Two of four tubelets in time: dense is half; positions are those of the candidates; costs are what runs."""
+    model = video_model(selector, attention="reference")
+    model.frames = FrameSelection(2)
+    clips = make_clips()
+    for training in (True, False):
+        out = model.train(training)(clips, generators=generators(1, 2, 3))
+        assert out.num_dense_tokens == NUM_TOKENS // 2
+        assert out.features.grid == model.encoder.grid
+        for times in out.features.coordinates[:, 0].split(out.lengths):
+            assert len(times.unique()) <= 2
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        out = model(clips, generators=generators(1, 2, 3))
+    assert counter.get_total_flops() == 2 * model.macs(out.lengths)
+    assert max(out.lengths) <= NUM_TOKENS // 2
+
+
+def test_frames_are_drawn_in_training_and_the_best_in_evaluation() -> None:
+    model, clips = video_model(KeepAll()), make_clips(1)
+    model.frames = FrameSelection(2)
+
+    def times(seed: int) -> tuple[int, ...]:
+        out = model(clips, generators=generators(seed))
+        return tuple(out.features.coordinates[:, 0].unique().tolist())
+
+    assert len({times(seed) for seed in range(30)}) == 6  # of 4 over 2
+    model.eval()
+    assert {times(seed) for seed in range(30)} == {(0, 1)}
 
 
 def test_the_dense_path_exports_with_fixed_shapes() -> None:

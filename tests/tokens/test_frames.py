@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from onereel.errors import ConfigError
 from onereel.tokens.frames import FrameSelection, choose_tubelets
-from onereel.tokens.run_length import RunLength, run_lengths
-from onereel.tokens.selector import KeepAll, RandomTokens, Tube
+from onereel.tokens.run_length import RunLength
+from onereel.tokens.runs import run_lengths
+from onereel.tokens.scored import random_tokens
+from onereel.tokens.selector import KeepAll, Tube
 from onereel.types import TokenSelection, TubeletGrid
 
 CANDIDATES = TubeletGrid(12, 14, 14)
@@ -195,7 +197,7 @@ def test_exact_budgets_count_tokens_of_the_chosen_tubelets(count):
     assert ((kept > 0).sum(1) <= 8).all()
 
 
-@pytest.mark.parametrize("selector", [KeepAll(), RandomTokens(0.3), Tube(0.3)])
+@pytest.mark.parametrize("selector", [KeepAll(), random_tokens(0.3), Tube(0.3)])
 def test_controls_keep_their_budget_in_the_chosen_tubelets(selector):
     grid, frames = TubeletGrid(6, 4, 4), FrameSelection(4)
     found = frames.select(selector, moving_clips(), None, grid, generators(1, 2), draws=True)

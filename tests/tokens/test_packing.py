@@ -126,6 +126,29 @@ def test_segment_mean_is_the_mean_per_clip_gradients_too(lengths: tuple[int, ...
     assert torch.allclose(*gradients, atol=1e-6)
 
 
+@pytest.mark.parametrize("with_runs", [True, False])
+def test_parts_of_a_packed_batch_are_packed_alone(with_runs: bool) -> None:
+    selection = random_selection(5, GRID)
+    values = torch.randn(5, GRID.num_tokens, 5)
+    runs = torch.arange(5 * GRID.num_tokens).view(5, -1) if with_runs else None
+    whole = pack(values, TokenSelection(selection.keep_mask, runs), GRID)
+    for first, stop in ((0, 5), (0, 2), (2, 3), (3, 5)):
+        clips = slice(first, stop)
+        mask = TokenSelection(selection.keep_mask[clips], None if runs is None else runs[clips])
+        assert same(whole.part(first, stop), pack(values[clips], mask, GRID))
+
+
+@pytest.mark.gpu
+def test_packed_tokens_are_pinned_and_moved_whole() -> None:
+    packed = pack(torch.randn(3, GRID.num_tokens, 5), random_selection(3, GRID), GRID)
+    pinned = packed.pin_memory()
+    assert pinned.values.is_pinned()
+    assert pinned.coordinates.is_pinned()
+    moved = pinned.to("cuda", non_blocking=True)
+    assert moved.device.type == moved.cu_seqlens.device.type == "cuda"
+    assert same(moved.to("cpu"), packed)
+
+
 def test_a_clip_without_tokens_is_named() -> None:
     mask = torch.ones(3, GRID.num_tokens, dtype=torch.bool)
     mask[1] = False

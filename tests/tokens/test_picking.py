@@ -15,10 +15,11 @@ from onereel.seeding import clip_generators
 from onereel.tokens.frames import FrameSelection
 from onereel.tokens.picking import PatchPicker
 from onereel.tokens.run_length import RunLength
-from onereel.tokens.selector import KeepAll, RandomTokens, Tube
+from onereel.tokens.scored import random_tokens
+from onereel.tokens.selector import KeepAll, Tube
 from onereel.types import SampleKey
 
-SELECTORS = [KeepAll(), RandomTokens(0.4), Tube(0.4), RunLength(0.5), RunLength(0.5, "anchor")]
+SELECTORS = [KeepAll(), random_tokens(0.4), Tube(0.4), RunLength(0.5), RunLength(0.5, "anchor")]
 KEYS = [SampleKey(3, i, view) for i in range(2) for view in range(2)]
 MEAN, STD = AugmentConfig.mean, AugmentConfig.std
 
@@ -32,16 +33,7 @@ def make_clips() -> torch.Tensor:
 
 
 def picker(selector, frames=None, training=True):
-    return PatchPicker(
-        selector,
-        frames,
-        training,
-        tubelet_size=2,
-        patch_size=16,
-        mean=MEAN,
-        std=STD,
-        seed=9,
-    )
+    return PatchPicker(selector, frames, training, tubelet_size=2, patch_size=16, seed=9)
 
 
 def normalised(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -24,6 +24,7 @@ from onereel.training import (
     world_size,
 )
 from onereel.training.checkpoint import latest_valid
+from onereel.training.token_cap import cut
 
 SCRIPT = Path(__file__).parent / "toy_run.py"
 
@@ -72,6 +73,21 @@ def check_two_are_one(toy, tmp_path, accum_steps, with_torchrun=True, **optim):
 
 def test_two_processes_have_the_losses_of_one(toy, tmp_path):
     check_two_are_one(toy, tmp_path, accum_steps=2, with_torchrun=False)
+
+
+def test_processes_may_cut_their_clips_into_different_numbers_of_parts(toy, tmp_path):
+    """2 processes under a token cap against 1 without: gradients travel once a step, whatever the number of parts."""
+    optim = {"kind": "sgd", "lr": 0.2}
+    two = {"batch_size_per_device": 6, "max_tokens_per_device": 7}
+    launch(tmp_path / "two", False, dropout=0.0, packed=True, train=two, optim=optim)
+    one = toy.toy_config(train={"batch_size_per_device": 12}, optim=optim)
+    toy.train(tmp_path / "one", one, objective=toy.ToyObjective(), packed=True)
+    loaders = [toy.ToyLoader(6, rank=rank, world_size=2, packed=True) for rank in range(2)]
+    steps = zip(*(loader.batches(0) for loader in loaders))
+    assert any(len(cut(a, 7)) != len(cut(b, 7)) for a, b in steps)
+    for name in ("loss", "grad_norm"):
+        curves = [[r[name] for r in toy.read_metrics(tmp_path / run)] for run in ("one", "two")]
+        assert curves[1] == pytest.approx(curves[0], rel=0, abs=1e-6), name
 
 
 @pytest.mark.slow

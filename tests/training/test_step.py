@@ -16,11 +16,15 @@ from onereel.training.step import TrainStep
 CPU = torch.device("cpu")
 
 
-def one_step(toy, loader, *, accum_steps, lr=0.1, objective=None, **optim):
+def one_step(toy, loader, *, accum_steps, lr=0.1, objective=None, max_tokens=0, **optim):
     """Weights and result after the first step of SGD without momentum or decay."""
     objective = objective or toy.ToyObjective()
     config = toy.toy_config(
-        train={"batch_size_per_device": loader.batch_size, "accum_steps": accum_steps},
+        train={
+            "batch_size_per_device": loader.batch_size,
+            "accum_steps": accum_steps,
+            "max_tokens_per_device": max_tokens,
+        },
         optim={"kind": "sgd", "momentum": 0.0, "weight_decay": 0.0, **optim},
     )
     optimizer = torch.optim.SGD(objective.parameters(), lr=lr)
@@ -56,6 +60,29 @@ def test_accumulation_is_exact(toy, accum_steps, num_broken):
     assert values["num_clips"] == num_clips == 12 - num_broken
     assert values["num_failed"] == num_broken
     assert values["loss"] / num_clips == pytest.approx(loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("accum_steps", [1, 2])
+@pytest.mark.parametrize("max_tokens", [6, 11, 1000])
+def test_a_token_cap_bounds_micro_batches_and_leaves_the_gradient(toy, accum_steps, max_tokens):
+    first_twelve = torch.randperm(24, generator=torch.Generator().manual_seed(0))[:12].tolist()
+    loader = toy.ToyLoader(12 // accum_steps, packed=True, broken=frozenset(first_twelve[:5]))
+    whole, expected = one_step(toy, loader, accum_steps=accum_steps)
+    seen = []
+
+    class Watched(toy.ToyObjective):
+        def forward(self, batch):
+            seen.append(sum(batch.clips.lengths))
+            return super().forward(batch)
+
+    weights, result = one_step(
+        toy, loader, accum_steps=accum_steps, objective=Watched(), max_tokens=max_tokens
+    )
+    torch.testing.assert_close(weights, whole, rtol=0, atol=1e-7)
+    assert result.read() == pytest.approx(expected.read(), rel=0, abs=1e-6)
+    assert max(seen) <= max_tokens
+    assert (len(seen) == accum_steps) == (max_tokens == 1000)
+    assert sum(len(keys) for keys in result.keys) == 12 - 5
 
 
 def test_a_step_without_any_clip_changes_nothing(toy):

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ from onereel.training import (
     run_on_main,
 )
 from onereel.training import checkpoint as checkpoint_module
-from onereel.types import Batch, SampleKey
+from onereel.types import Batch, Packed, SampleKey, TubeletGrid
 
 NUM_CLASSES = 3
 SHAPE = (2, 3, 4, 4)
 NUM_VALUES = 2 * 3 * 4 * 4
+NUM_ROWS = 6
 
 
 class ToyLoader:
@@ -45,6 +47,7 @@ class ToyLoader:
     Args:
         broken: indices of clips that cannot be read.
         on_batch: called with (epoch, batch) before each batch.
+        packed: give some rows of each clip, as the loader does where it selects tokens.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class ToyLoader:
         world_size: int = 1,
         broken: frozenset[int] = frozenset(),
         on_batch: Any = lambda epoch, batch: None,
+        packed: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(7)
         self.clips = torch.randint(
@@ -63,7 +67,7 @@ class ToyLoader:
         self.labels = torch.randint(0, NUM_CLASSES, (num_clips,), generator=generator)
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.num_batches = num_clips // (batch_size * world_size)
-        self.broken, self.on_batch = broken, on_batch
+        self.broken, self.on_batch, self.packed = broken, on_batch, packed
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = torch.randperm(
@@ -80,12 +84,36 @@ class ToyLoader:
         clips = self.clips[shown] if good else torch.zeros(1, *SHAPE, dtype=torch.uint8)
         keys = [SampleKey(epoch, i) for i in shown]
         return Batch(
-            clips,
+            pack_rows(clips, [1 + i % NUM_ROWS for i in shown]) if self.packed else clips,
             keys,
             labels=self.labels[shown],
             num_failed=len(indices) - len(good),
             num_clips=len(good),
         )
+
+
+def pack_rows(clips: torch.Tensor, lengths: list[int]) -> Packed:
+    """The first `lengths` rows of each clip as its tokens."""
+    rows = clips.flatten(1).unflatten(1, (NUM_ROWS, -1))
+    kept = torch.arange(NUM_ROWS) < torch.tensor(lengths)[:, None]
+    coordinates = kept.nonzero() * torch.tensor([0, 1])
+    return Packed(
+        rows[kept],
+        tuple(lengths),
+        torch.tensor([0, *lengths]).cumsum(0).int(),
+        nn.functional.pad(coordinates, (1, 0)),
+        TubeletGrid(1, 1, NUM_ROWS),
+    )
+
+
+def flat(clips: torch.Tensor | Packed) -> torch.Tensor:
+    """The values of each clip in a row; of packed ones, 0 where a token was dropped."""
+    if not isinstance(clips, Packed):
+        return clips.flatten(1)
+    rows = clips.values.new_zeros(len(clips.lengths), NUM_ROWS, NUM_VALUES // NUM_ROWS)
+    for row, tokens in zip(rows, clips.values.split(clips.lengths)):
+        row[: len(tokens)] = tokens
+    return rows.flatten(1)
 
 
 class ToyObjective(nn.Module):
@@ -104,7 +132,7 @@ class ToyObjective(nn.Module):
         self.dropout = dropout
 
     def forward(self, batch: Batch) -> dict[str, Any]:
-        hidden = self.first(batch.clips.flatten(1)).relu()
+        hidden = self.first(flat(batch.clips)).relu()
         logits = self.last(F.dropout(hidden, self.dropout, self.training)).float()
         tokens = 2 * batch.num_clips
         stats = {"num_tokens": tokens, "num_tokens_dense": 2 * tokens, "flops": 6.0 * tokens}
@@ -122,7 +150,11 @@ class ToyObjective(nn.Module):
 
 
 def normalise(batch: Batch, device: torch.device) -> Batch:
-    batch.clips = batch.clips.to(device).float() / 255 - 0.5
+    batch = replace(batch, clips=batch.clips.to(device))
+    if isinstance(batch.clips, Packed):
+        batch.clips = replace(batch.clips, values=batch.clips.values.float() / 255 - 0.5)
+    else:
+        batch.clips = batch.clips.float() / 255 - 0.5
     batch.labels = batch.labels.to(device)
     return batch
 
@@ -151,6 +183,7 @@ def train(
     resume: bool = False,
     objective: nn.Module | None = None,
     loader: Any = None,
+    packed: bool = False,
     **options: Any,
 ) -> FitResult:
     """Start or continue the toy run in this process, or these processes."""
@@ -159,7 +192,10 @@ def train(
         config = read_config(run)
         objective = (objective or ToyObjective(dropout=0.2)).to(world.device)
         loader = loader or ToyLoader(
-            config.train.batch_size_per_device, rank=world.rank, world_size=world.world_size
+            config.train.batch_size_per_device,
+            rank=world.rank,
+            world_size=world.world_size,
+            packed=packed,
         )
         plan = plan_steps(config, loader.num_batches, world.world_size)
         return fit(
@@ -203,8 +239,8 @@ def _die_while_writing(step: int) -> None:
 
 
 def run_job(run: str, sections: dict[str, Any]) -> None:
-    """One run; `sections` are those of the config, and `kill` (step, or save) and `dropout` of the toy."""
-    kill = sections.pop("kill", {})
+    """One run; `sections` are those of the config, and `kill` (step, or save), `packed` and `dropout` of the toy."""
+    kill, packed = sections.pop("kill", {}), sections.pop("packed", False)
     dropout = sections.pop("dropout", 0.2)
     config = toy_config(**sections)
     loader = None
@@ -217,7 +253,7 @@ def run_job(run: str, sections: dict[str, Any]) -> None:
         loader = ToyLoader(config.train.batch_size_per_device, on_batch=die_at)
     if "save" in kill:
         _die_while_writing(kill["save"])
-    train(Path(run), config, loader=loader, objective=ToyObjective(dropout))
+    train(Path(run), config, loader=loader, objective=ToyObjective(dropout), packed=packed)
 
 
 def main(jobs: list[dict[str, Any]]) -> list[int]:
