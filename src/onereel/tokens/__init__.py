@@ -10,8 +10,10 @@ from onereel.tokens.budgets import (
     keep_first,
     rank,
 )
+from onereel.tokens.frames import FrameSelection
 from onereel.tokens.group_dynamic import group_dynamic
 from onereel.tokens.packing import pack, pack_all, pack_clips, segment_mean, unpack
+from onereel.tokens.picking import PatchPicker
 from onereel.tokens.positions import resize_positions, sincos_positions
 from onereel.tokens.redundancy import redundancy
 from onereel.tokens.run_length import RunLength
@@ -26,8 +28,10 @@ __all__ = [
     "Budget",
     "ClipCount",
     "EmbeddingScore",
+    "FrameSelection",
     "GroupCount",
     "KeepAll",
+    "PatchPicker",
     "PixelScore",
     "Quantile",
     "RandomScore",
