@@ -194,8 +194,7 @@ def _train_in(
         evaluate=(lambda step, epoch: evaluate(model)) if evaluate else None,
         resume=resume_state(run) if resume else None,
     )
-    shown = evaluate.dataset if evaluate else dataset
-    run_on_main(lambda: _try_report(run, config, model, shown))
+    run_on_main(lambda: _try_report(run, config, model, evaluate.dataset if evaluate else dataset))
     return TrainResult(run, result.step, result.metrics)
 
 

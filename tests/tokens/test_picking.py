@@ -48,7 +48,7 @@ def test_the_logits_are_those_of_selection_in_the_model(selector, frames, traini
     torch.manual_seed(0)
     encoder = create_encoder("vit_micro_patch16_48", num_frames=12, length_embedding=True)
     torch.nn.init.normal_(encoder.length_embed)
-    model = VideoModel(encoder, ClassificationHead(96, 5), selector, frames).train(training)
+    model = VideoModel(encoder, ClassificationHead(96, 5), selector, frames=frames).train(training)
     clips = make_clips()
     expected = model(normalised(clips, (3, 1, 1)), generators=clip_generators(9, KEYS))
     packed = pickle.loads(pickle.dumps(picker(selector, frames, training)))(clips, KEYS)
