@@ -264,12 +264,10 @@ class _Evaluation:
     def __call__(self, model: VideoModel) -> dict[str, float]:
         """The numbers for the log. A test that fails is said, and costs no training: `onereel eval` repeats it."""
         try:
-            result = self.result(model, RESULT)
+            return self.result(model, RESULT).figures()
         except OnereelError as error:
             logger.error("the evaluation failed, training goes on: %s", error)
             return {}
-        names = ("top1", "top5", "mean_class_accuracy", "kept_ratio", "clips_per_second", "seconds")
-        return {name: getattr(result, name) for name in names}
 
 
 def _try_report(run: Path, config: RunConfig, model: VideoModel, dataset: ClipDataset) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from onereel.errors import DataError, DecodeError, OnereelError
+from onereel.evaluation.actions import part_accuracies
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
 from onereel.evaluation.predict import write_predictions
 from onereel.types import Batch, SampleKey
@@ -221,3 +222,31 @@ def test_the_model_gets_its_mode_back_and_progress_is_told() -> None:
     )
     assert model.training
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_actions_are_also_scored_by_verb_and_noun(tmp_path: Path) -> None:
+    logits, labels = case(num_videos=30, num_views=2, num_classes=4)
+    names = ("0:0", "0:1", "10:1", "2:0")
+    result = evaluate_classification(
+        FakeModel(4),
+        FakeLoader(logits, labels, 4),
+        identity,
+        class_names=names,
+        device="cpu",
+        num_views=2,
+    )
+    assert result.scores is not None
+    expected = part_accuracies(result.scores.probabilities, labels, names)
+    assert {"verb_top1": result.verb_top1, "noun_top1": result.noun_top1} == expected
+    assert result.figures().items() >= expected.items()
+    assert str(result).startswith(
+        f"verb {result.verb_top1:.2%}, noun {result.noun_top1:.2%}, top-1"
+    )
+    result.save(tmp_path / "val.json")
+    assert ClassificationResult.load(tmp_path / "val.json") == result
+    plain = evaluate(FakeLoader(logits, labels, 4), 4, 2)
+    assert "verb" not in str(plain)
+    assert set(plain.figures()) == set(result.figures()) - {"verb_top1", "noun_top1"}
+    older = plain.to_dict()
+    del older["verb_top1"], older["noun_top1"]
+    assert ClassificationResult.from_dict(older) == plain

@@ -15,8 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from onereel.data.sources.epic import are_actions
 from onereel.errors import DataError, OnereelError
+from onereel.evaluation.actions import part_accuracies
 from onereel.evaluation.inference import BatchTransform, evaluating, view_probabilities
+from onereel.evaluation.ranks import gather
 from onereel.evaluation.scores import VideoScores, ViewSums
 from onereel.files import write_atomically
 from onereel.types import Batch, Prediction
@@ -43,6 +46,8 @@ class ClassificationResult:
         data_wait: share of that time spent waiting for the loader.
         kept_ratio: kept tokens over all tokens, mean over views.
         macs_per_view: exact multiply-adds of the forward pass, mean over views.
+        verb_top1, noun_top1: where classes are actions (`verb class:noun class`): the same for their verbs and nouns,
+            whose probabilities are sums over actions (EPIC-KITCHENS-100); None elsewhere.
         scores: probabilities of every video, not saved.
     """
 
@@ -60,6 +65,8 @@ class ClassificationResult:
     data_wait: float
     kept_ratio: float
     macs_per_view: float
+    verb_top1: float | None = None
+    noun_top1: float | None = None
     scores: VideoScores | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -68,14 +75,22 @@ class ClassificationResult:
         return 2 * self.macs_per_view / 1e9
 
     def __str__(self) -> str:
+        parts = {"verb": self.verb_top1, "noun": self.noun_top1}
+        of_parts = "".join(f"{n} {v:.2%}, " for n, v in parts.items() if v is not None)
         return (
-            f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, mean class {self.mean_class_accuracy:.2%} "
+            f"{of_parts}top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, mean class {self.mean_class_accuracy:.2%} "
             f"on {self.num_videos} videos\n"
             f"{self.gflops_per_view:.4g} GFLOPs × {self.num_views} views per video (2 × MACs), "
             f"{self.kept_ratio:.1%} of the tokens kept\n"
             f"{self.clips_per_second:.4g} clips/s per device, {self.seconds:.1f} s, "
             f"{self.data_wait:.0%} of it waiting for data"
         )
+
+    def figures(self) -> dict[str, float]:
+        """The numbers of a log line."""
+        names = ("top1", "top5", "verb_top1", "noun_top1", "mean_class_accuracy", "kept_ratio")
+        values = {name: getattr(self, name) for name in (*names, "clips_per_second", "seconds")}
+        return {name: value for name, value in values.items() if value is not None}
 
     def confusion_matrix(self) -> np.ndarray:
         """int64 `(K, K)`: rows are true classes, columns predicted ones."""
@@ -104,12 +119,13 @@ class ClassificationResult:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ClassificationResult:
         """The result that `to_dict` described."""
-        names = {f.name for f in dataclasses.fields(cls)} - {"scores"}
-        missing = names - set(values)
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "scores"}
+        needed = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
+        missing = needed - set(values)
         if missing:
             raise DataError(f"not an evaluation of onereel: {', '.join(sorted(missing))} missing")
         plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields
         }
         plain["confusion"] = tuple(tuple(entry) for entry in values["confusion"])
         return cls(**plain)
@@ -218,6 +234,7 @@ def evaluate_classification(
         data_wait=tally.wait_seconds / max(tally.seconds * world_size, 1e-9),
         kept_ratio=tally.num_tokens / tally.num_dense_tokens,
         macs_per_view=tally.macs / tally.num_views,
+        **_of_parts(scores, class_names),
         scores=scores,
     )
 
@@ -248,16 +265,8 @@ def _score(
 
 def _all_ranks(tally: _Tally, failure: OnereelError | None) -> _Tally:
     """The sum of all ranks' tallies on every rank; raises the first rank's failure, if any, on all of them."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        gathered: list[Any] = [(tally, failure)]
-    else:
-        gathered = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, (tally, failure))
-    for _, error in gathered:
-        if error is not None:
-            raise error
     total = _Tally()
-    for part, _ in gathered:
+    for part in gather(tally, failure):
         total.merge(part)
     return total
 
@@ -275,6 +284,13 @@ def _check_labels(scores: VideoScores, num_classes: int) -> None:
             f"sample {index} has no class among the {num_classes} that the model knows: "
             "evaluation needs a label on every line, each of them in the training list"
         )
+
+
+def _of_parts(scores: VideoScores, class_names: Sequence[str]) -> dict[str, Any]:
+    """verb_top1 and noun_top1 where the classes are actions."""
+    if not are_actions(class_names):
+        return {}
+    return part_accuracies(scores.probabilities, scores.labels, class_names)
 
 
 def _accuracies(scores: VideoScores) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""Classes that were never trained, from their names: a text per class and prompt is the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onereel.errors import ConfigError, DataError
+
+TEMPLATES = (
+    "a video of {}.",
+    "a video of a person doing {}.",
+    "a clip that shows {}.",
+    "somebody is {}.",
+    "an example of {}.",
+)
+"""Prompts for names of actions."""
+EGO_TEMPLATES = ("#C C {}", "#C C is doing {}")
+"""Prompts in the style of Ego4D's narrations, where C wears the camera."""
+
+
+def prompts(class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[str]:
+    """Every name in every template, class after class; underscores become spaces. Raises ConfigError."""
+    if not templates or any(template.count("{}") != 1 for template in templates):
+        raise ConfigError(
+            f"prompt templates are {list(templates)}; allowed: texts with one '{{}}' for the name"
+        )
+    names = [" ".join(name.replace("_", " ").split()) for name in class_names]
+    return [template.replace("{}", name) for name in names for template in templates]
+
+
+def class_embeddings(prompt_embeddings: Tensor, num_classes: int) -> Tensor:
+    """float32 `(K, D)` of unit length: the mean over a class's prompts of their normalised embeddings (CLIP).
+
+    Args:
+        prompt_embeddings: `(K * P, D)`, in the order of `prompts`.
+
+    Raises DataError where the shape doesn't fit.
+    """
+    if not num_classes or len(prompt_embeddings) % num_classes or not len(prompt_embeddings):
+        raise DataError(
+            f"{len(prompt_embeddings)} prompt embeddings for {num_classes} classes; "
+            "allowed: as many for each class"
+        )
+    units = F.normalize(prompt_embeddings.double(), dim=-1)
+    return F.normalize(units.view(num_classes, -1, units.shape[1]).mean(dim=1), dim=-1).float()
+
+
+def zero_shot_probabilities(videos: Tensor, classes: Tensor, scale: float = 100.0) -> Tensor:
+    """float32 `(V, K)`: softmax of `scale` times the cosine similarity of `(V, D)` videos and `(K, D)` classes.
+
+    Args:
+        scale: the model's logit scale; it changes how sure the answers are, not which they are.
+    """
+    cosine = F.normalize(videos.double(), dim=-1) @ F.normalize(classes.double(), dim=-1).T
+    return torch.softmax(scale * cosine, dim=-1).float()

@@ -1,0 +1,56 @@
+"""Classes from their names: prompts, the classifier they make, and its answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from onereel.errors import ConfigError, DataError
+from onereel.evaluation.zero_shot import (
+    EGO_TEMPLATES,
+    TEMPLATES,
+    class_embeddings,
+    prompts,
+    zero_shot_probabilities,
+)
+
+
+def test_prompts_are_class_by_class():
+    assert prompts(["swipe_left", " clap"], ("a {}.", "{}!")) == [
+        *("a swipe left.", "swipe left!"),
+        *("a clap.", "clap!"),
+    ]
+    assert prompts(["take {x}"], ("#C C {}",)) == ["#C C take {x}"]
+    assert len(prompts("abc")) == 3 * len(TEMPLATES)
+    assert len(prompts("abc", EGO_TEMPLATES)) == 3 * len(EGO_TEMPLATES)
+
+
+@pytest.mark.parametrize("templates", [(), ("a video",), ("{} and {}",)])
+def test_templates_have_one_place_for_the_name(templates):
+    with pytest.raises(ConfigError, match="texts with one"):
+        prompts(["x"], templates)
+
+
+def test_a_class_is_the_mean_of_its_prompts_directions():
+    embeddings = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    found = class_embeddings(embeddings, 2)
+    for k in range(2):
+        mean = sum(row / row.norm() for row in embeddings[3 * k : 3 * k + 3]) / 3
+        torch.testing.assert_close(found[k], mean / mean.norm())
+    scaled = embeddings * torch.tensor([1.0, 7, 0.1, 2, 3, 4])[:, None]
+    torch.testing.assert_close(class_embeddings(scaled, 2), found)
+    for num_classes in (0, 4):
+        with pytest.raises(DataError, match="as many for each class"):
+            class_embeddings(embeddings, num_classes)
+
+
+def test_probabilities_are_a_softmax_of_cosines():
+    generator = torch.Generator().manual_seed(0)
+    videos, classes = torch.randn(4, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    found = zero_shot_probabilities(videos, classes, scale=10)
+    cosine = F.cosine_similarity(videos[:, None], classes[None], dim=-1)
+    torch.testing.assert_close(found, (10 * cosine).softmax(-1))
+    surer = zero_shot_probabilities(3 * videos, classes)
+    assert (surer.argmax(1) == found.argmax(1)).all()
+    assert (zero_shot_probabilities(classes, classes).argmax(1) == torch.arange(3)).all()
