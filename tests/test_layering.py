@@ -16,7 +16,7 @@ LEVELS: dict[str, int] = {
     **dict.fromkeys(("recipes",), 2),
     "build": 3,
     **dict.fromkeys(("loading", "export"), 4),
-    **dict.fromkeys(("api", "doctor"), 4),
+    **dict.fromkeys(("api", "doctor", "inspection"), 4),
     **dict.fromkeys(("commands", "demo", "sharing"), 5),
     "cli": 6,
 }

@@ -1,4 +1,4 @@
-"""The Python API, which is also what the verbs call: prepare, train, resume, evaluate, predict, load, create_model."""
+"""The Python API, which is also what the verbs call: prepare, inspect, train, resume, evaluate, predict, load, ..."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from onereel.evaluation.classification import ClassificationResult, evaluate_cla
 from onereel.evaluation.inference import evaluating, view_probabilities
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
+from onereel.inspection.pages import inspect as inspect
 from onereel.loading import load, load_encoder
 from onereel.models.video_model import VideoModel
 from onereel.recipes import load_recipe
@@ -53,8 +54,7 @@ logger = logging.getLogger(__name__)
 
 RESULT = "val"
 """Name of the evaluation that a run makes of itself."""
-NUM_EXAMPLES = 6
-EXAMPLES_SEARCHED = 64
+NUM_EXAMPLES, EXAMPLES_SEARCHED = 6, 64
 """Clips shown in the report, of different classes, and how many to look through for them."""
 
 

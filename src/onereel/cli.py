@@ -23,6 +23,7 @@ VERBS = {
     "recipes": Verb("Before you start", "the runs that can be named, and the models"),
     "plan": Verb("Before you start", "time and bottleneck of a recipe on your videos"),
     "prepare": Verb("Data", "long videos -> chunk store; --check LIST examines annotations"),
+    "inspect": Verb("Data", "a page that shows which tokens of a video are kept"),
     "train": Verb("Training", "train a recipe, or --resume a run"),
     "eval": Verb("Using a model", "test a run: views, token budgets, confusion matrix"),
     "predict": Verb("Using a model", "label videos: table, JSON or CSV"),

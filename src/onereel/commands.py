@@ -18,6 +18,7 @@ from tyro.conf import Positional
 
 from onereel.config import DataConfig, EvalConfig, RunConfig, TokensConfig
 from onereel.errors import ConfigError
+from onereel.inspection.options import InspectOptions
 from onereel.recipes import RECIPES, describe, load_recipe
 from onereel.sharing import convert_command as convert_command
 from onereel.types import Quarantined
@@ -140,6 +141,17 @@ def prepare_command(argv: Sequence[str]) -> int:
     return _parse(
         "prepare", prepare, argv, description=f"{inspect.cleandoc(summary)}\n\n{profiles}"
     )
+
+
+def inspect_command(argv: Sequence[str]) -> int:
+    from onereel import api
+
+    options = _parse("inspect", InspectOptions, argv)
+    report = api.inspect(
+        options.source, store=options.store, run=options.run, out=options.out, clip=options.clip
+    )
+    print(report)
+    return 0 if report.num_pages else 1
 
 
 # ------------------------------------------------------------------------------------------------------ training

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from onereel.files import write_atomically
-from onereel.report import text, view
+from onereel.report import view
+from onereel.report.pictures import data_uri
 from onereel.report.run_files import RunFiles, read_run
+from onereel.report.templates import environment
 
 QUARANTINE_ROWS = 200
 
@@ -34,7 +33,7 @@ def render_report(files: RunFiles) -> str:
     main, dense = view.main_evaluation(files), view.dense_evaluation(files)
     recipe = str(files.config.get("recipe") or files.folder.name)
     return (
-        _environment()
+        environment()
         .get_template("run_report.html.jinja")
         .render(
             title=f"{recipe}: {files.config.get('model', {}).get('name', 'run')}",
@@ -59,19 +58,6 @@ def render_report(files: RunFiles) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("onereel.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = text.percent
-    environment.filters["decimals"] = text.decimals
-    return environment
-
-
 def _commands(files: RunFiles) -> list[tuple[str, str]]:
     """(what it does, the command) to go on from here."""
     run = shlex.quote(str(files.folder))
@@ -93,6 +79,5 @@ def _examples(files: RunFiles) -> list[dict[str, Any]]:
         if not path.is_file():
             files.unreadable.append(f"{path.name}: missing")
             continue
-        encoded = base64.b64encode(path.read_bytes()).decode("ascii")
-        found.append({**entry, "data": f"data:image/jpeg;base64,{encoded}"})
+        found.append({**entry, "data": data_uri(path.read_bytes())})
     return found

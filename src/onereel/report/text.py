@@ -1,4 +1,4 @@
-"""How the report writes numbers; a missing one is a dash, and a number never parts from its sign at a line's end."""
+"""How pages write numbers and names; a missing number is a dash, and none parts from its sign at a line's end."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 def decimals(value: float | None, digits: int = 2) -> str:
     return MISSING if value is None else f"{value:,.{digits}f}"
+
+
+def printable(name: str) -> str:
+    """A file's name with a question mark for each byte that is not UTF-8, which no page or terminal could show."""
+    return name.encode(errors="replace").decode()

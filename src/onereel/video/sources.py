@@ -38,7 +38,7 @@ def list_sources(
         names = files_below(folder, os.path.abspath(out) if out else "")
     elif not os.path.isfile(source):
         raise DataError(
-            f"{source} does not exist; prepare takes a folder of videos, a list or CSV, or one video file"
+            f"{source} does not exist; give a folder of videos, a list or CSV, or one video file"
         )
     else:
         folder = os.path.abspath(root or os.path.dirname(source) or ".")
