@@ -18,9 +18,11 @@ from onereel.tokens.budgets import (
 )
 from onereel.tokens.group_dynamic import group_dynamic
 from onereel.tokens.redundancy import redundancy
+from onereel.tokens.run_length import RunLength
 from onereel.tokens.scored import ScoredSelector, random_tokens
 from onereel.tokens.scores import PixelScore
-from onereel.tokens.tubelets import clip_grid
+from onereel.tokens.selector import Selector
+from onereel.tokens.tubelets import clip_grid, patchify
 from onereel.types import Batch, SampleKey, TubeletGrid
 
 VIDEOMAE = TubeletGrid(8, 14, 14)
@@ -35,8 +37,6 @@ def moving_square(frames: int = 16, size: int = 224) -> torch.Tensor:
 
 def embed(clips: torch.Tensor) -> torch.Tensor:
     """Tubelets of 2 x 16 x 16 seen through a fixed random projection."""
-    from onereel.tokens.tubelets import patchify
-
     patches = patchify(clips, 2, 16)
     weight = torch.randn(patches.shape[-1], 64, generator=torch.Generator().manual_seed(0))
     return patches @ weight / 30
@@ -201,6 +201,44 @@ def test_settings_that_cannot_be_are_answered_before_anything_is_read(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         build.build_model(config_of(**tokens), 4)
+
+
+CUDA_SELECTORS = {
+    "run-length": RunLength(0.5),
+    "anchor": RunLength(0.5, "anchor"),
+    "guarded run-length": RunLength(0.5, noise_cell=2, follow_camera=True),
+    "redundancy": redundancy(),
+    "group-dynamic": group_dynamic(min_per_tubelet=3, cap_cuts=True),
+    "pixels, batch": ScoredSelector(PixelScore(cap_cuts=True), BatchCount(0.3)),
+    "pixels, quantile": ScoredSelector(PixelScore(), Quantile(0.3)),
+    "random": random_tokens(0.3),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("selector", CUDA_SELECTORS.values(), ids=CUDA_SELECTORS)
+def test_cuda_chooses_as_the_cpu_does_without_waiting_for_it(selector: Selector) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Quarters add up exactly in any order, so that scores, ties among them too, are the same bits.
+    steps = torch.randint(-2, 3, (2, 16, 3, 4, 4), generator=generator) / 4
+    clips = steps.cumsum(1).repeat_interleave(16, -1).repeat_interleave(16, -2)
+    embeddings = patchify(clips, 2, 16)[..., ::97].contiguous()
+    grid = clip_grid(clips, 2, 16)
+
+    def seeds() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+
+    there = clips.cuda(), embeddings.cuda(), grid
+    selector.select(*there, seeds())  # kernels are compiled, the order of turns is sent
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        chosen = selector.select(*there, seeds())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = selector.select(clips, embeddings, grid, seeds())
+    assert torch.equal(chosen.keep_mask.cpu(), expected.keep_mask)
+    assert chosen.run_lengths is not None
+    assert torch.equal(chosen.run_lengths.cpu(), expected.run_lengths)  # type: ignore[arg-type]
 
 
 def test_presets_hold_the_published_settings() -> None:
