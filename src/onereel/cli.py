@@ -30,6 +30,7 @@ VERBS = {
     "convert": Verb(
         "Using a model", "write a model for others: own folder with a card, or VideoMAE's"
     ),
+    "export": Verb("Using a model", "a graph that runs without onereel: torch.export, ONNX"),
     "report": Verb("Using a model", "write a run's report.html again"),
 }
 INTERRUPTED = 130

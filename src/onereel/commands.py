@@ -21,6 +21,7 @@ from onereel.errors import ConfigError
 from onereel.inspection.options import InspectOptions
 from onereel.recipes import RECIPES, describe, load_recipe
 from onereel.sharing import convert_command as convert_command
+from onereel.sharing import export_command as export_command
 from onereel.types import Quarantined
 
 TRAIN_HELP = """usage:

@@ -1,4 +1,4 @@
-"""The verbs that write a trained model for others: convert.
+"""The verbs that write a trained model for others: convert, export.
 
 Options are the parameters of the plain functions below; tyro turns their types and docstrings into `--help`.
 """
@@ -6,14 +6,21 @@ Options are the parameters of the plain functions below; tyro turns their types 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
+from onereel.config import TokensConfig
+from onereel.errors import ConfigError
+
+Source = Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
+
 
 def convert(
-    model: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")],
+    model: Source,
     /,
     to: Literal["onereel", "videomae"],
     out: str,
@@ -43,3 +50,58 @@ def convert(
 def convert_command(argv: Sequence[str]) -> int:
     tyro.cli(convert, prog="onereel convert", args=list(argv))
     return 0
+
+
+EXPORT_HELP = """usage: onereel export RUN --format torch-export|onnx [--out FILE] [--check] [--tokens.kind KIND]
+
+Write a model as one graph from normalised clips (any number of them) to logits, which runs without onereel.
+
+  --format torch-export   a program of torch.export (.pt2): torch.export.load(FILE).module()(clips)
+  --format onnx           an ONNX file, for onnxruntime and others; needs pip install 'onereel[onnx]'
+  --out FILE              default: model.pt2 or model.onnx in RUN, or here
+  --check                 read the file back, compare logits on random clips, and fail if they differ
+  --tokens.kind KIND      other tokens; each clip must keep the same number, chosen without chance
+
+RUN is a run folder, a checkpoint, a saved folder, or OWNER/MODEL of the Hugging Face Hub. Class names, pixel statistics
+and clip size are in the file's metadata.
+
+Example: onereel export runs/actions --format onnx --check --tokens.budget clip --tokens.token-budget 100"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a model as one graph."""
+
+    run: Source
+    """Run folder, checkpoint, saved folder, or OWNER/MODEL of the Hugging Face Hub."""
+    format: Literal["torch-export", "onnx"]
+    """What to write."""
+    out: str = ""
+    """File; default: model.pt2 or model.onnx in RUN, or here."""
+    check: bool = False
+    """Read the file back and compare logits on random clips."""
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+
+
+def export_command(argv: Sequence[str]) -> int:
+    if argv and argv[0] in ("-h", "--help"):
+        print(EXPORT_HELP)
+        return 0
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError("`onereel export` wants the run first: onereel export RUN --format onnx")
+    from onereel import export
+    from onereel.loading import load
+
+    trained = load(argv[0])
+    default = ExportOptions(argv[0], tyro.MISSING, tokens=trained.config.tokens)
+    options = tyro.cli(ExportOptions, prog="onereel export", args=list(argv), default=default)
+    if options.tokens != trained.config.tokens:
+        trained = load(argv[0], replace(trained.config, tokens=options.tokens))
+    folder = Path(argv[0]) if Path(argv[0]).is_dir() else Path()
+    out = options.out or folder / f"model{export.SUFFIXES[options.format]}"
+    print(export.export(trained, options.format, out))
+    if not options.check:
+        return 0
+    result = export.check(trained, options.format, out)
+    print(result)
+    return 0 if result.ok else 1

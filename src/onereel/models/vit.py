@@ -267,10 +267,7 @@ class VisionTransformer(nn.Module):
         """
         if not embedded:
             tokens = replace(tokens, values=self.embed(tokens.values))
-        x = tokens.values + self._positions(tokens)
-        if self.length_embed is not None:
-            x = x + self._length_embedding(tokens)
-        tokens = replace(tokens, values=x)
+        tokens = replace(tokens, values=self.place(tokens))
         if self.cls_token is not None:
             tokens = prepend_token(tokens, self.cls_token)
         if self.input_norm is not None:
@@ -287,6 +284,11 @@ class VisionTransformer(nn.Module):
             else:
                 x = block(x, segments, scale)
         return replace(tokens, values=self.norm(x))
+
+    def place(self, tokens: Packed) -> Tensor:
+        """Embedded tokens plus what says where they are and how long they last: `(M, D)`."""
+        x = tokens.values + self._positions(tokens)
+        return x if self.length_embed is None else x + self._length_embedding(tokens)
 
     def _positions(self, tokens: Packed) -> Tensor:
         table: Tensor = self.pos_embed
