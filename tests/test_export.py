@@ -18,6 +18,7 @@ from onereel.loading import TrainedModel
 from onereel.models.heads import ClassificationHead
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import VisionTransformer
+from onereel.tokens.frames import FrameSelection
 from onereel.tokens.tubelets import tubelet_grid
 
 FIXED: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -131,6 +132,13 @@ def test_what_onnx_cannot_express_is_said(tmp_path: Path) -> None:
 def test_selectors_without_a_fixed_choice_are_refused(tokens: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         export.FixedShapes(trained(tokens).model)
+
+
+def test_frame_selection_is_refused() -> None:
+    model = trained({"kind": "redundancy"}).model
+    model.frames = FrameSelection(2)
+    with pytest.raises(ConfigError, match=r"--tokens\.frame-selection 0"):
+        export.FixedShapes(model)
 
 
 def test_the_verb_exports_checks_and_fails_where_logits_differ(

@@ -151,6 +151,10 @@ def equal_lengths(num_tokens: int) -> Callable[..., Tensor]:
 def fixed_count(model: VideoModel) -> int:
     """Tokens that every clip keeps; raises ConfigError where that depends on the clip or the choice on chance."""
     grid, selector = model.encoder.grid, model.selector
+    if model.frames is not None:
+        raise ConfigError(
+            "frame selection cannot be exported: turn it off (--tokens.frame-selection 0)"
+        )
     num_kept = selector.num_kept(grid)
     if num_kept is None:
         raise ConfigError(
