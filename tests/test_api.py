@@ -450,3 +450,24 @@ def test_prepare_in_a_script_without_a_main_guard(videos: Path, tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 8
+
+
+def test_epic_kitchens_trains_and_tests_actions_from_its_own_tables(
+    videos: Path, tmp_path: Path
+) -> None:
+    """Ids find files, an action only in the test list is a class, and verbs and nouns are scored too."""
+    header = "narration_id,video_id,start_timestamp,stop_timestamp,narration,verb_class,noun_class,all_noun_classes\n"
+    row = '{0}_{1},{0},00:00:00.00,00:00:00.50,do it,{1},{2},"[{2}]"\n'
+    train = [row.format(f"clip {i}", i % 2, 10 + i % 2) for i in range(4)]
+    val = [row.format(f"clip {i}", i % 2, 10) for i in (4, 5)]
+    (tmp_path / "train.csv").write_text(header + "".join(train))
+    (tmp_path / "val.csv").write_text(header + "".join(val))
+    config = replace(TINY, data=replace(TINY.data, root=str(videos)))
+    lists = {"data": str(tmp_path / "train.csv"), "val": str(tmp_path / "val.csv")}
+    result = onereel.train(config, out=tmp_path / "run", **lists)
+    assert onereel.load(tmp_path / "run").class_names == ("0:10", "1:10", "1:11")
+    assert {"top1", "verb_top1", "noun_top1"} <= set(result.metrics)
+    found = json.loads((tmp_path / "run" / "eval" / "val.json").read_text())
+    assert found["num_videos"] == 2
+    assert 0 <= found["top1"] <= found["verb_top1"] <= 1
+    assert onereel.evaluate(tmp_path / "run").verb_top1 == found["verb_top1"]

@@ -1,72 +1,14 @@
-"""EgoMCQ's questions and their figures, against a loop."""
+"""Multiple choice against a loop."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onereel.data.annotations import Record
 from onereel.errors import DataError
-from onereel.evaluation.multiple_choice import multiple_choice, read_questions
-
-
-def clip(video: str, start: float) -> dict[str, object]:
-    return {"video_uid": video, "clip_start": start, "clip_end": start + 1, "clip_text": "x"}
-
-
-QUESTIONS = {
-    "0": {
-        "answer": 1,
-        "types": 1,
-        "query": {"clip_text": "#C C cuts", "video_uid": "b"},
-        "choices": {"0": clip("a", -0.5), "1": clip("b", 4)},
-    },
-    "1": {
-        "answer": 0,
-        "types": 2,
-        "query": {"clip_text": "#C C reads", "video_uid": "a"},
-        "choices": {"0": clip("a", 7), "1": clip("a", 9)},
-    },
-}
-
-
-def test_questions_are_read(tmp_path):
-    (tmp_path / "egomcq.json").write_text(json.dumps(QUESTIONS))
-    questions = read_questions(tmp_path / "egomcq.json")
-    assert questions.texts == ("#C C cuts", "#C C reads")
-    assert questions.answers.tolist() == [1, 0]
-    assert questions.kinds == ("inter", "intra")
-    assert [questions.clips.record(i) for i in range(4)] == [
-        Record(0, "a", start=0.0, end=0.5),
-        Record(1, "b", start=4.0, end=5.0),
-        Record(2, "a", start=7.0, end=8.0),
-        Record(3, "a", start=9.0, end=10.0),
-    ]
-    assert questions.clips.located(["full/b.mp4"]).record(1).path == "full/b.mp4"
-    assert questions.clips.root == str(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": 2}, "as many clips, and one of them right"),
-        ({"choices": {"0": clip("a", 0)}}, "as many clips"),
-        ({"query": {}}, "KeyError: 'clip_text'"),
-        ({"choices": None}, "not a file of questions"),
-    ],
-)
-def test_other_files_are_refused(tmp_path, change, message):
-    path = tmp_path / "egomcq.json"
-    path.write_text(json.dumps({**QUESTIONS, "0": {**QUESTIONS["0"], **change}}))
-    with pytest.raises(DataError, match=message):
-        read_questions(path)
-    path.write_text("[")
-    with pytest.raises(DataError, match="not a file of questions"):
-        read_questions(path)
+from onereel.evaluation.multiple_choice import multiple_choice
 
 
 @settings(deadline=None, max_examples=40)

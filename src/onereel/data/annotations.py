@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from onereel.data.relevancy import SentencePool
 from onereel.data.sources import caption_json, csv_file, ego4d, epic, list_file
 from onereel.data.sources.folder import read_folder
+from onereel.data.sources.questions import Questions
 from onereel.errors import DataError, did_you_mean
 from onereel.video.probe import VIDEO_SUFFIXES
 
@@ -49,12 +50,14 @@ class Origin:
         line_of: finds the line of a row in the source file, where it is one.
         left_out: entries of the source that are not in the table, by reason.
         sentences: of a retrieval list: all sentences and how relevant each is to each record.
+        questions: of a multiple-choice list: what is asked about its records.
     """
 
     by_id: bool = False
     line_of: Callable[[Path, int], int] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     sentences: SentencePool | None = None
+    questions: Questions | None = None
 
 
 class Annotations:
@@ -214,7 +217,7 @@ def paragraphs(annotations: Annotations) -> Annotations:
     table = pa.table(
         {"path": pa.array(list(said), pa.string()), "caption": pa.array(texts, pa.string())}
     )
-    origin = replace(annotations.origin, line_of=None, sentences=None)
+    origin = replace(annotations.origin, line_of=None, sentences=None, questions=None)
     return Annotations(table, annotations.source, annotations.root, origin)
 
 
@@ -222,8 +225,8 @@ def _read_file(path: Path, split: str) -> tuple[pa.Table, Origin]:
     """The table of a file, by its suffix and its first line."""
     suffix = path.suffix.lower()
     if suffix in (".json", ".jsonl"):
-        (table, left_out), by_id = caption_json.read_json(path, split)
-        return table, Origin(by_id=by_id, left_out=left_out)
+        (table, left_out), by_id, questions = caption_json.read_json(path, split)
+        return table, Origin(by_id=by_id, left_out=left_out, questions=questions)
     if suffix == ".pkl":
         table, left_out = ego4d.read_spans(path)
         return table, Origin(by_id=True, left_out=left_out)

@@ -228,7 +228,7 @@ def evaluate_classification(
         class_names=tuple(class_names),
         num_videos=len(scores.indices),
         num_views=num_views,
-        **_accuracies(scores),
+        **accuracies(scores),
         seconds=tally.seconds,
         clips_per_second=tally.num_views / max(tally.seconds, 1e-9) / world_size,
         data_wait=tally.wait_seconds / max(tally.seconds * world_size, 1e-9),
@@ -293,8 +293,8 @@ def _of_parts(scores: VideoScores, class_names: Sequence[str]) -> dict[str, Any]
     return part_accuracies(scores.probabilities, scores.labels, class_names)
 
 
-def _accuracies(scores: VideoScores) -> dict[str, Any]:
-    """top1, top5, mean_class_accuracy, class_accuracy, class_counts and confusion."""
+def accuracies(scores: VideoScores) -> dict[str, Any]:
+    """top1, top5, mean_class_accuracy, class_accuracy, class_counts and confusion (`ClassificationResult`)."""
     probabilities, labels = scores.probabilities, scores.labels
     num_classes = probabilities.shape[1]
     own = probabilities.gather(1, labels[:, None])

@@ -129,34 +129,6 @@ def caption_set(annotations: Annotations) -> CaptionSet:
     return CaptionSet(tuple(texts), torch.tensor(video_of_text), torch.tensor(records))
 
 
-def retrieval_texts(annotations: Annotations) -> tuple[str, ...]:
-    """The texts that `evaluate_retrieval` wants embedded: a retrieval list's sentences, or all captions of a list."""
-    sentences = annotations.origin.sentences
-    return caption_set(annotations).texts if sentences is None else sentences.texts
-
-
-def evaluate_retrieval(
-    annotations: Annotations, videos: Tensor, texts: Tensor
-) -> CaptionRetrieval | MultiInstanceRetrieval:
-    """The figures that a list is tested by: graded ones for an EPIC-KITCHENS-100 retrieval list, else recall.
-
-    Args:
-        videos: `(N, D)` embeddings of the list's records, in order.
-        texts: `(T, D)` embeddings of `retrieval_texts(annotations)`.
-
-    Raises DataError where the shapes don't fit the list or a value is not finite.
-    """
-    sentences = annotations.origin.sentences
-    if len(videos) != len(annotations):
-        raise DataError(f"{len(videos)} video embeddings for {len(annotations)} records")
-    if sentences is not None:
-        return multi_instance_retrieval(videos, texts, torch.from_numpy(sentences.relevancy()))
-    captions = caption_set(annotations)
-    if len(texts) != len(captions.texts):
-        raise DataError(f"{len(texts)} text embeddings for {len(captions.texts)} captions")
-    return caption_retrieval(videos[captions.records], texts, captions.video_of_text)
-
-
 def caption_retrieval(
     videos: Tensor, texts: Tensor, video_of_text: Tensor, ks: Sequence[int] = KS
 ) -> CaptionRetrieval:

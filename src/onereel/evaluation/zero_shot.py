@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from onereel.errors import ConfigError, DataError
+from onereel.evaluation.classification import accuracies
+from onereel.evaluation.scores import VideoScores
 
 TEMPLATES = (
     "a video of {}.",
@@ -20,6 +24,27 @@ TEMPLATES = (
 """Prompts for names of actions."""
 EGO_TEMPLATES = ("#C C {}", "#C C is doing {}")
 """Prompts in the style of Ego4D's narrations, where C wears the camera."""
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Accuracy on classes that the model knows by name only; see `ClassificationResult`."""
+
+    num_videos: int
+    num_classes: int
+    top1: float
+    top5: float
+    mean_class_accuracy: float
+
+    def __str__(self) -> str:
+        return (
+            f"zero-shot top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, mean class {self.mean_class_accuracy:.2%} "
+            f"on {self.num_videos} videos of {self.num_classes} classes"
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
 
 
 def prompts(class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[str]:
@@ -57,3 +82,21 @@ def zero_shot_probabilities(videos: Tensor, classes: Tensor, scale: float = 100.
     """
     cosine = F.normalize(videos.double(), dim=-1) @ F.normalize(classes.double(), dim=-1).T
     return torch.softmax(scale * cosine, dim=-1).float()
+
+
+def zero_shot(videos: Tensor, classes: Tensor, labels: Tensor) -> ZeroShot:
+    """How often the class nearest to a video is its own; of two that tie, the first.
+
+    Args:
+        videos: `(V, D)` embeddings.
+        classes: `(K, D)`, from `class_embeddings`.
+        labels: int64 `(V,)`, 0 to K - 1.
+
+    Raises DataError where a value is not finite.
+    """
+    if not (videos.isfinite().all() and classes.isfinite().all()):
+        raise DataError("an embedding is not finite: the model's weights are broken")
+    probabilities = zero_shot_probabilities(videos, classes).cpu()
+    found = accuracies(VideoScores(torch.arange(len(labels)), labels.cpu(), probabilities))
+    names = ("top1", "top5", "mean_class_accuracy")
+    return ZeroShot(len(videos), len(classes), **{name: found[name] for name in names})

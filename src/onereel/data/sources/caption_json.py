@@ -1,4 +1,4 @@
-"""Captions in JSON: MSR-VTT, DiDeMo, ActivityNet Captions, Ego4D's narrations, and plain lists of records."""
+"""Captions in JSON: MSR-VTT, DiDeMo, ActivityNet Captions, Ego4D's narrations, EgoMCQ, and plain records."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onereel.data.sources import ego4d
+from onereel.data.sources import ego4d, questions
 from onereel.data.sources.collector import Found, RecordCollector
+from onereel.data.sources.questions import Questions
 from onereel.errors import DataError, did_you_mean
 
 SEGMENT_SECONDS = 5
@@ -17,15 +18,17 @@ SEGMENT_SECONDS = 5
 ALLOWED = (
     'a list of {"path", "caption" (text or list of texts)[, "start", "end"]}; MSR-VTT ("videos" and "sentences"); '
     'DiDeMo (a list with "video", "description", "times"); ActivityNet Captions (by video: "timestamps" and '
-    '"sentences"); or Ego4D narrations (by video: "narration_pass_1")'
+    '"sentences"); Ego4D narrations (by video: "narration_pass_1"); or EgoMCQ (by question: "answer", "query", '
+    '"choices")'
 )
 
 
 class JsonRecords(NamedTuple):
-    """What a JSON file says, and whether its paths are ids of videos rather than files."""
+    """What a JSON file says, whether its paths are ids of videos rather than files, and what it asks."""
 
     found: Found
     by_id: bool
+    questions: Questions | None = None
 
 
 def read_json(path: Path, split: str = "") -> JsonRecords:
@@ -37,27 +40,31 @@ def read_json(path: Path, split: str = "") -> JsonRecords:
     Raises DataError where the file is none of them, or has no such split.
     """
     values = _load(path)
+    asked = None
     try:
         if isinstance(values, list) and values and isinstance(values[0], dict):
             is_didemo = {"video", "description", "times"} <= set(values[0])
             found, by_id = (_didemo(values), True) if is_didemo else (_plain(values), False)
         elif isinstance(values, dict) and {"videos", "sentences"} <= set(values):
             return JsonRecords(_msrvtt(path, values, split), by_id=True)
+        elif isinstance(values, dict) and questions.are_questions(values):
+            table, asked = questions.read_questions(values)
+            found, by_id = Found(table, {}), True
         elif isinstance(values, dict) and ego4d.is_narrations(values):
             found, by_id = ego4d.read_narrations(values), True
         elif isinstance(values, dict) and values and _is_activitynet(values):
             found, by_id = _activitynet(values), True
         else:
             raise DataError(f"{path}: not a caption file that is known; allowed: {ALLOWED}")
+    except DataError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"{path}: an entry is not as the others ({type(error).__name__}: {error}); allowed: {ALLOWED}"
         ) from error
     if split:
         raise DataError(f"{path}#{split}: only MSR-VTT's files name splits; this one does not")
-    return JsonRecords(found, by_id)
+    return JsonRecords(found, by_id, asked)
 
 
 def _load(path: Path) -> Any:
