@@ -135,10 +135,12 @@ class TokenSelection:
         keep_mask: bool `(B, N)`, True = kept.
         run_lengths: int64 `(B, N)`, tubelets that a kept token stands for (undefined where dropped), or None for
             selectors without runs.
+        num_kept: tokens that each clip keeps, where the budget fixes it: packing then need not ask the device.
     """
 
     keep_mask: Tensor
     run_lengths: Tensor | None = None
+    num_kept: int | None = None
 
     def __post_init__(self) -> None:
         if self.keep_mask.ndim != 2 or str(self.keep_mask.dtype) != "torch.bool":

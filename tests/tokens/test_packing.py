@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onereel.tokens.budgets import ClipCount, GroupCount
 from onereel.tokens.packing import (
     kept_tokens,
     pack,
@@ -16,7 +17,9 @@ from onereel.tokens.packing import (
     segment_mean,
     unpack,
 )
-from onereel.tokens.tubelets import patchify
+from onereel.tokens.scored import ScoredSelector
+from onereel.tokens.scores import PixelScore
+from onereel.tokens.tubelets import clip_grid, patchify
 from onereel.types import Packed, TokenSelection, TubeletGrid
 
 GRID = TubeletGrid(3, 2, 4)
@@ -168,3 +171,30 @@ def test_kept_tokens_is_the_mask_that_was_packed() -> None:
     mask[:, 0] = True
     packed = pack(torch.randn(4, 12, 5), TokenSelection(mask), grid)
     assert torch.equal(kept_tokens(packed), mask)
+
+
+def test_a_count_that_is_given_is_not_asked_for() -> None:
+    """Lengths come from `num_kept` where the budget fixes them, and the rest is the same."""
+    values = torch.randn(2, 8, 3)
+    mask = torch.tensor([[True, False] * 4, [False, True] * 4])
+    grid = TubeletGrid(2, 2, 2)
+    counted, fixed = (pack(values, TokenSelection(mask, None, n), grid) for n in (None, 4))
+    assert counted.lengths == fixed.lengths == (4, 4)
+    assert torch.equal(counted.values, fixed.values)
+    assert torch.equal(counted.coordinates, fixed.coordinates)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["clip", "group"])
+def test_exact_budgets_are_packed_without_a_synchronisation(kind: str) -> None:
+    budget = {"clip": ClipCount(0.5), "group": GroupCount(0.5)}[kind]
+    selector = ScoredSelector(PixelScore(), budget)
+    clips = torch.randn(2, 16, 3, 64, 64, device="cuda")
+    grid = clip_grid(clips, 2, 16)
+    pack_clips(clips, selector.select(clips, None, grid, None), 2, 16)  # compiles, fills caches
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        packed = pack_clips(clips, selector.select(clips, None, grid, None), 2, 16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert packed.lengths == (64, 64)

@@ -1,4 +1,4 @@
-"""Kept tokens of a batch, back to back (`Packed`): no padding, no per-clip loop, one host synchronisation."""
+"""Kept tokens of a batch, back to back (`Packed`): no padding, no per-clip loop, one host synchronisation at most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from onereel.types import Packed, TokenSelection, TubeletGrid
 def cumulative_lengths(lengths: Sequence[int], device: torch.device) -> Tensor:
     """int32 `(B + 1,)`: where each clip begins, and the end."""
     bounds = [0, *itertools.accumulate(lengths)]
-    return torch.tensor(bounds, dtype=torch.int32, device=device)
+    # From pinned memory, or the copy would wait for all that the device still has to do.
+    pinned = torch.tensor(bounds, dtype=torch.int32, pin_memory=device.type == "cuda")
+    return pinned.to(device, non_blocking=True)
 
 
 def _kept(selection: TokenSelection, grid: TubeletGrid) -> tuple[tuple[int, ...], Tensor]:
@@ -25,12 +27,13 @@ def _kept(selection: TokenSelection, grid: TubeletGrid) -> tuple[tuple[int, ...]
     mask = selection.keep_mask
     if mask.shape[1] != grid.num_tokens:
         raise ValueError(f"keep_mask has {mask.shape[1]} tokens, {grid} has {grid.num_tokens}")
-    lengths = tuple(mask.sum(dim=1).tolist())
+    known = selection.num_kept
+    lengths = tuple(mask.sum(dim=1).tolist()) if known is None else (known,) * len(mask)
     if 0 in lengths:
         raise ValueError(
             f"clip {lengths.index(0)} of the batch keeps no token; a selector must keep 1 or more"
         )
-    # The count is known by now, so this nonzero need not ask the device again.
+    # The count is known by now, so this nonzero need not ask the device.
     indices = torch.nonzero_static(mask.unflatten(1, tuple(grid)), size=sum(lengths))
     return lengths, indices.T
 

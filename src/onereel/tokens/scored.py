@@ -69,7 +69,7 @@ class ScoredSelector:
         """The kept tubelets, and how many each stands for: itself and those dropped after it at its place."""
         scores = self.scores(clips, embeddings, grid, generators)
         keep_mask = self.budget.keep(scores, grid)
-        return TokenSelection(keep_mask, run_lengths(keep_mask, grid))
+        return TokenSelection(keep_mask, run_lengths(keep_mask, grid), self.num_kept(grid))
 
 
 def random_tokens(keep_ratio: float = 0.5) -> ScoredSelector:
