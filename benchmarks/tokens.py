@@ -2,9 +2,9 @@
 
 Forward, and training step (forward, backward, AdamW), with mask and gather inside the clock; the mask's own time is
 taken within the forward. Dense and random selection run on the same attention. A batch holds as many clips as fill it
-with the tokens of one dense batch, so that every share works at the same size of matrix. "exact" keeps that share of each clip by RLT's difference; "ragged" that
-share of the whole batch, each clip as much as it moves; the bound is the ratio of multiply-adds. The last table reads
-static-camera clips with RLT as published: threshold 0.1, no training.
+with the tokens of one dense batch, so that every share works at the same size of matrix. "exact" keeps that share of
+each clip by RLT's difference; "ragged" that share of the whole batch, each clip as much as it moves; the bound is the
+ratio of multiply-adds. The last rows read static-camera clips with RLT as published: threshold 0.1, no training.
 
     python benchmarks/tokens.py --size full --device cuda
 """
