@@ -15,7 +15,7 @@ LEVELS: dict[str, int] = {
     **dict.fromkeys(ROOMS, 2),
     **dict.fromkeys(("recipes",), 2),
     "build": 3,
-    **dict.fromkeys(("loading", "export"), 4),
+    **dict.fromkeys(("loading", "export", "validation", "pictures"), 4),
     **dict.fromkeys(("api", "doctor", "inspection"), 4),
     **dict.fromkeys(("commands", "demo", "sharing"), 5),
     "cli": 6,

@@ -14,22 +14,20 @@ from typing import Any
 import torch
 
 from onereel import build
-from onereel.config import RunConfig, from_dict, to_dict
+from onereel.config import RunConfig, from_dict
 from onereel.data.annotation_check import AnnotationReport
 from onereel.data.annotation_check import check_annotations as _check_annotations
-from onereel.data.dataset import ClipDataset, Sample
-from onereel.errors import ConfigError, DataError, DecodeError, OnereelError
-from onereel.evaluation.classification import ClassificationResult, evaluate_classification
-from onereel.evaluation.inference import evaluating, view_probabilities
+from onereel.data.annotations import Annotations
+from onereel.errors import ConfigError, DataError
+from onereel.evaluation.classification import ClassificationResult
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
 from onereel.inspection.pages import inspect as inspect
 from onereel.loading import load, load_encoder
 from onereel.models.video_model import VideoModel
+from onereel.models.vit import compile_blocks
+from onereel.pictures import try_report
 from onereel.recipes import load_recipe
-from onereel.report.examples import write_examples
-from onereel.report.run_report import write_report
-from onereel.tokens.packing import kept_tokens
 from onereel.training import (
     World,
     create_optimizer,
@@ -45,17 +43,12 @@ from onereel.training import (
     run_lock,
     run_on_main,
 )
-from onereel.types import Batch, SampleKey
+from onereel.validation import RESULT, Validation
 from onereel.video.library import open_library
 from onereel.video.prepare import PrepareReport
 from onereel.video.prepare import prepare as _prepare
 
 logger = logging.getLogger(__name__)
-
-RESULT = "val"
-"""Name of the evaluation that a run makes of itself."""
-NUM_EXAMPLES, EXAMPLES_SEARCHED = 6, 64
-"""Clips shown in the report, of different classes, and how many to look through for them."""
 
 
 @dataclass(frozen=True)
@@ -164,20 +157,17 @@ def _train_in(
     world: World, config: RunConfig, run: Path, overwrite: bool, resume: bool, held: ExitStack
 ) -> TrainResult:
     annotations = build.build_annotations(config, config.data.train)
-    class_names = build.class_names(config, annotations)
-    if not class_names:
-        raise DataError(f"{annotations.source} has no labels; classification needs a label column")
-    _warn_of_rare_classes(annotations.label_counts(), config.data.train)
-    dataset = build.build_dataset(config, annotations, class_names, training=True)
+    class_names = _class_names(config, annotations)
+    dataset = build.build_dataset(config, annotations, class_names or None, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
-    augment = build.build_augment(config, len(class_names), training=True)
-    evaluate = _Evaluation(config, run, class_names, world) if config.data.val else None
-    model = build.build_model(config, len(class_names))
+    augment = build.build_augment(config, len(class_names) or None, training=True)
+    validation = Validation(config, run, class_names, world) if config.data.val else None
+    model = build.build_trainee(config, len(class_names))
     if config.model.pretrained and not resume:
         load_encoder(model, config)
     objective = build.build_objective(config, model).to(world.device)
     if config.train.compile:
-        model.encoder.compile(dynamic=True)
+        compile_blocks(model, dynamic=True)
     plan = plan_steps(config, loader.num_batches, world.world_size)
     run_on_main(lambda: held.enter_context(run_lock(run)))
     run_on_main(lambda: create_run(run, config, overwrite=overwrite, resume=resume))
@@ -191,11 +181,23 @@ def _train_in(
         run=run,
         device=world.device,
         class_names=class_names,
-        evaluate=(lambda step, epoch: evaluate(model)) if evaluate else None,
+        evaluate=(lambda step, epoch: validation(objective)) if validation else None,
         resume=resume_state(run) if resume else None,
     )
-    run_on_main(lambda: _try_report(run, config, model, evaluate.dataset if evaluate else dataset))
+    shown = validation.dataset if validation else dataset
+    run_on_main(lambda: try_report(run, config, objective, shown))
     return TrainResult(run, result.step, result.metrics)
+
+
+def _class_names(config: RunConfig, annotations: Annotations) -> tuple[str, ...]:
+    """The classes of a classification, in order; none where no label is learned."""
+    if config.objective.kind != "classification":
+        return ()
+    names = build.class_names(config, annotations)
+    if not names:
+        raise DataError(f"{annotations.source} has no labels; classification needs a label column")
+    _warn_of_rare_classes(annotations.label_counts(), config.data.train)
+    return names
 
 
 def _warn_of_rare_classes(counts: Mapping[str, int], source: str) -> None:
@@ -203,117 +205,6 @@ def _warn_of_rare_classes(counts: Mapping[str, int], source: str) -> None:
     if rare and is_main():
         more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
         logger.warning("%s: one clip only of %s%s", source, ", ".join(map(repr, rare[:5])), more)
-
-
-def _caption(dataset: ClipDataset, sample: Sample) -> str:
-    record = dataset.annotations.record(sample.key.index)
-    return f"{record.label}: {record.caption}" if record.caption else record.label or record.path
-
-
-def _check_present(dataset: ClipDataset) -> None:
-    """Raise DataError, before hours of training, where videos of a test list are not there."""
-    annotations, library = dataset.annotations, dataset.reader.library
-    paths = dict.fromkeys(annotations.record(i).path for i in range(len(annotations)))
-    missing = [path for path in paths if path not in library]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise DataError(
-            f"{annotations.source}: {len(missing)} of {len(paths)} videos are not there: "
-            f"{', '.join(missing[:5])}{more}. Correct the list, data.root or data.store; "
-            "`onereel prepare --check LIST` names all"
-        )
-
-
-class _Evaluation:
-    """The run's test of itself: `evaluate(model)` gives numbers and writes RUN/eval/val.json.
-
-    The list is read and checked when this is made, before anything is trained or overwritten.
-    """
-
-    def __init__(
-        self, config: RunConfig, run: Path, class_names: tuple[str, ...], world: World
-    ) -> None:
-        self.config, self.run, self.class_names, self.world = config, run, class_names, world
-        annotations = build.build_annotations(config, config.data.val)
-        annotations.check_labels(class_names)
-        self.dataset = build.build_dataset(config, annotations, class_names, training=False)
-        _check_present(self.dataset)
-        self.loader = build.build_eval_loader(config, self.dataset, world=world)
-        self.augment = build.build_augment(config, len(class_names), training=False)
-
-    def result(
-        self, model: VideoModel, name: str, weights: str | Path = ""
-    ) -> ClassificationResult:
-        result = evaluate_classification(
-            model,
-            self.loader,
-            self.augment,
-            class_names=self.class_names,
-            device=self.world.device,
-            num_views=self.config.eval.num_clips * self.config.eval.num_crops,
-            precision=self.config.train.precision,
-            seed=self.config.seed,
-        )
-        settings = {
-            "weights": str(weights or self.run),
-            **{part: to_dict(getattr(self.config, part)) for part in ("data", "tokens", "eval")},
-        }
-        run_on_main(lambda: result.save(self.run / "eval" / f"{name}.json", settings))
-        return result
-
-    def __call__(self, model: VideoModel) -> dict[str, float]:
-        """The numbers for the log. A test that fails is said, and costs no training: `onereel eval` repeats it."""
-        try:
-            return self.result(model, RESULT).figures()
-        except OnereelError as error:
-            logger.error("the evaluation failed, training goes on: %s", error)
-            return {}
-
-
-def _try_report(run: Path, config: RunConfig, model: VideoModel, dataset: ClipDataset) -> None:
-    """The training is done and saved: a report that cannot be written is no reason to fail."""
-    try:
-        _write_pictures_and_report(run, config, model, dataset)
-    except (OSError, OnereelError) as error:
-        logger.warning("the report could not be written (%s); try `onereel report %s`", error, run)
-
-
-def _write_pictures_and_report(
-    run: Path, config: RunConfig, model: VideoModel, dataset: ClipDataset
-) -> None:
-    """The report, with the first clips of different classes and what the selector dropped of them."""
-    first_of_class: dict[int | None, Sample] = {}
-    for index in range(min(len(dataset), EXAMPLES_SEARCHED)):
-        try:
-            sample = dataset[SampleKey(0, index)]
-        except DecodeError:
-            continue  # counted, named and quarantined where it was trained on
-        first_of_class.setdefault(sample.label, sample)
-        if len(first_of_class) == NUM_EXAMPLES:
-            break
-    samples = list(first_of_class.values())
-    if not samples:
-        write_report(run)
-        return
-    batch = Batch(
-        torch.stack([s.clip for s in samples]), [s.key for s in samples], num_clips=len(samples)
-    )
-    normalise = build.build_augment(config, 0, training=False)
-    device = next(model.parameters()).device
-    with evaluating(model):
-        batch = normalise(batch, device)
-        _, output = view_probabilities(model, batch, precision=config.train.precision, seed=0)
-    features = output.features
-    write_examples(
-        run,
-        [sample.clip for sample in samples],
-        list(kept_tokens(features)),
-        [_caption(dataset, sample) for sample in samples],
-        grid=features.grid,
-        tubelet_size=model.encoder.tubelet_size,
-        patch_size=model.encoder.patch_size,
-    )
-    write_report(run)
 
 
 def run_config(run: str | Path) -> RunConfig:
@@ -357,7 +248,7 @@ def evaluate(
         raise ConfigError(f"{run} was trained without a validation list: give --data.val LIST")
     with distributed(device) as world:
         trained = load(checkpoint or run, config)
-        test = _Evaluation(config, Path(run), trained.class_names, world)
+        test = Validation(config, Path(run), trained.class_names, world)
         return test.result(trained.model.to(world.device), name, checkpoint)
 
 

@@ -18,9 +18,12 @@ from onereel.data.loader import ClipLoader
 from onereel.data.sources.epic import are_actions
 from onereel.errors import ConfigError, unknown_name
 from onereel.models.heads import ClassificationHead
-from onereel.models.registry import create_encoder, patch_size_of
+from onereel.models.masked_autoencoder import MaskedAutoencoder
+from onereel.models.registry import create_decoder, create_encoder, patch_size_of
 from onereel.models.video_model import VideoModel
+from onereel.models.vit import VisionTransformer
 from onereel.objectives.classification import ClassificationObjective
+from onereel.objectives.masked import MaskedObjective
 from onereel.tokens.budgets import (
     BatchCount,
     Budget,
@@ -32,6 +35,7 @@ from onereel.tokens.budgets import (
 from onereel.tokens.frames import FrameSelection
 from onereel.tokens.group_dynamic import KEEP_RATIO as GROUP_DYNAMIC_RATIO
 from onereel.tokens.group_dynamic import group_dynamic
+from onereel.tokens.masking import Masking
 from onereel.tokens.picking import PatchPicker
 from onereel.tokens.pixels import STD, Std
 from onereel.tokens.redundancy import KEEP_RATIO as REDUNDANCY_RATIO
@@ -198,29 +202,52 @@ def _check_token_cap(config: RunConfig, selector: Selector, patch_size: int) -> 
         )
 
 
+def build_encoder(config: RunConfig) -> VisionTransformer:
+    """The encoder of a run, from PyTorch's generator as it stands."""
+    model = config.model
+    return create_encoder(
+        model.name,
+        num_frames=frames_read(config),
+        size=config.data.size,
+        tubelet_size=model.tubelet_size,
+        positions=model.positions,
+        pool=model.pool,
+        drop_path_rate=model.drop_path_rate,
+        qk_norm=model.qk_norm,
+        patch_norm=model.patch_norm,
+        checkpointing=model.checkpointing,
+        attention=model.attention,
+        length_embedding=config.tokens.length_embedding,
+        final_norm=not model.fc_norm,
+    )
+
+
 def build_model(config: RunConfig, num_classes: int) -> VideoModel:
     """Encoder, head and selector of a run, freshly initialised from `config.seed`."""
     model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        encoder = create_encoder(
-            model.name,
-            num_frames=frames_read(config),
-            size=config.data.size,
-            tubelet_size=model.tubelet_size,
-            positions=model.positions,
-            pool=model.pool,
-            drop_path_rate=model.drop_path_rate,
-            qk_norm=model.qk_norm,
-            patch_norm=model.patch_norm,
-            checkpointing=model.checkpointing,
-            attention=model.attention,
-            length_embedding=config.tokens.length_embedding,
-            final_norm=not model.fc_norm,
-        )
+        encoder = build_encoder(config)
         head = ClassificationHead(
             encoder.embed_dim, num_classes, model.pool, model.head_dropout, model.fc_norm
         )
+    selector = _selector_of(encoder, config)
+    return VideoModel(encoder, head, selector, config, build_frames(config))
+
+
+def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
+    """Encoder, decoder, selector and masks of a masked run, freshly initialised from `config.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config)
+        decoder = create_decoder(config.model.name, encoder)
+    learned = config.objective
+    masking = Masking(learned.mask, learned.mask_ratio, learned.decode_ratio)
+    selector = _selector_of(encoder, config)
+    return MaskedAutoencoder(encoder, decoder, selector, masking, build_frames(config))
+
+
+def _selector_of(encoder: VisionTransformer, config: RunConfig) -> Selector:
     selector = build_selector(
         config.tokens, encoder.tubelet_size, encoder.patch_size, config.augment.std
     )
@@ -229,10 +256,22 @@ def build_model(config: RunConfig, num_classes: int) -> VideoModel:
     selector.num_kept(encoder.grid)
     if frames is not None:
         selector.num_kept(frames.given_grid(encoder.grid))
-    return VideoModel(encoder, head, selector, config, frames)
+    return selector
 
 
-def build_objective(config: RunConfig, model: VideoModel) -> ClassificationObjective:
+def build_trainee(config: RunConfig, num_classes: int) -> VideoModel | MaskedAutoencoder:
+    """The model of a run, whatever it learns."""
+    if config.objective.kind == "masked":
+        return build_autoencoder(config)
+    return build_model(config, num_classes)
+
+
+def build_objective(
+    config: RunConfig, model: VideoModel | MaskedAutoencoder
+) -> ClassificationObjective | MaskedObjective:
+    """What the run learns, around the model that `build_trainee` gave."""
+    if isinstance(model, MaskedAutoencoder):
+        return MaskedObjective(model, config.augment.std, config.seed)
     return ClassificationObjective(model, config.objective.label_smoothing, config.seed)
 
 
@@ -348,7 +387,8 @@ def build_eval_loader(config: RunConfig, dataset: ClipDataset, *, world: World) 
     )
 
 
-def build_augment(config: RunConfig, num_classes: int, *, training: bool) -> BatchAugment:
+def build_augment(config: RunConfig, num_classes: int | None, *, training: bool) -> BatchAugment:
+    """Batch augmentation; None classes where there are no labels to mix."""
     in_loader = config.tokens.where == "loader"
     return BatchAugment(
         config.augment,

@@ -27,7 +27,7 @@ class DataConfig:
 
     train: str = ""
     """Training list: a CSV with path,label or path,caption[,start,end], a "path label" list, a folder per class, or a
-    data set's own file (docs/data.md)."""
+    data set's own file (docs/data.md); a CSV with path alone where no label is learned."""
     val: str = ""
     """Validation list, in any of the same forms."""
     root: str = ""
@@ -197,10 +197,23 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is learned."""
 
+    kind: Literal["classification", "masked"] = "classification"
+    """classification: the label. masked: the pixels of hidden tubelets, without labels (VideoMAE, EVEREST)."""
     label_smoothing: float = 0.0
-    """Share of the target that goes to all classes alike."""
+    """classification: share of the target that goes to all classes alike."""
+    mask: Literal["tube", "random"] = "tube"
+    """masked: hide places at all times (VideoMAE), or any of the kept tokens (EVEREST)."""
+    mask_ratio: float = 0.9
+    """masked: share hidden, of places (tube) or of the tokens that the selector keeps (random)."""
+    decode_ratio: float = 1.0
+    """masked: share of the hidden tokens that the decoder reconstructs; 0.5 is VideoMAE v2's dual masking."""
 
     def __post_init__(self) -> None:
+        _require(
+            0 < self.mask_ratio < 1, "objective.mask_ratio", self.mask_ratio, "between 0 and 1"
+        )
+        decode = self.decode_ratio
+        _require(0 < decode <= 1, "objective.decode_ratio", decode, "above 0, up to 1")
         _require(
             0 <= self.label_smoothing < 1,
             "objective.label_smoothing",
@@ -321,6 +334,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2 ** 63")
+        masked_tubes = self.objective.kind == "masked" and self.objective.mask == "tube"
+        if masked_tubes and self.tokens.kind not in ("all", "run-length"):
+            raise ConfigError(
+                f"objective.mask is 'tube', but {self.tokens.kind} tokens need not be left at the places that a tube "
+                "shows; use objective.mask random, or tokens.kind all or run-length"
+            )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from onereel import build
 from onereel.archives import read_archive
 from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
+from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained import (
     Converted,
     LoadReport,
@@ -74,6 +75,11 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
         return _load_videomae(found, config)
     tensors, own_config, class_names, facts = found
     config = config or own_config
+    if config.objective.kind != "classification":
+        raise ConfigError(
+            f"{source} was pre-trained without labels and has no classes to answer with. Fine-tune it: "
+            f"onereel train RECIPE --model.pretrained {source}"
+        )
     model = build.build_model(config, len(class_names))
     saved = Converted(OURS, dict(tensors), {name: name for name in tensors})
     load_converted(model, saved, source=str(source), whole=True)
@@ -126,19 +132,23 @@ def _facts_of_run(run: Path) -> dict[str, Any]:
     }
 
 
-def _to_start_from(tensors: Mapping[str, torch.Tensor], model: VideoModel) -> Converted:
-    """Weights of ours for a model that may pool before its norm, and that lacks what only pre-training has."""
+def _to_start_from(
+    tensors: Mapping[str, torch.Tensor], model: VideoModel | MaskedAutoencoder
+) -> Converted:
+    """Weights of ours for a model that may pool before its norm, and that may lack a decoder or a classifier."""
     found = Converted(OURS)
     moves = isinstance(model.encoder.norm, torch.nn.Identity) and "head.norm.weight" not in tensors
+    parts = {name for name, _ in model.named_children()}
     for name, value in tensors.items():
         ours = name
         if moves and name.startswith("encoder.norm."):
             ours = name.replace("encoder.norm.", "head.norm.")
             found.changes[ours] = "was the norm of the tokens"
-        if name.startswith(("encoder.", "head.")):
+        part = name.split(".")[0]
+        if part in parts:
             found.tensors[ours], found.origins[ours] = value, name
         else:
-            found.left_out[name] = "of pre-training"
+            found.left_out[name] = f"this model has no {part}"
     return found
 
 
@@ -155,7 +165,11 @@ def _load_videomae(weights: Weights, config: RunConfig | None) -> TrainedModel:
 
 
 def load_weights(
-    model: VideoModel, weights: Weights, config: RunConfig, *, whole: bool = False
+    model: VideoModel | MaskedAutoencoder,
+    weights: Weights,
+    config: RunConfig,
+    *,
+    whole: bool = False,
 ) -> LoadReport:
     """Put another family's weights into the model and log what became of each tensor."""
     converted = convert(
@@ -176,7 +190,7 @@ def load_weights(
     return report
 
 
-def load_encoder(model: VideoModel, config: RunConfig) -> LoadReport:
+def load_encoder(model: VideoModel | MaskedAutoencoder, config: RunConfig) -> LoadReport:
     """Start from the weights that `config.model.pretrained` names; the classifier stays fresh.
 
     Raises:
@@ -186,6 +200,12 @@ def load_encoder(model: VideoModel, config: RunConfig) -> LoadReport:
     found = _find(source)
     if isinstance(found, Weights):
         return load_weights(model, found, config)
+    learned_with = found[1].model.positions
+    if learned_with != config.model.positions:  # fixed tables are no part of the weights
+        raise ConfigError(
+            f"{source} was trained with model.positions {learned_with}, and this run has {config.model.positions}: "
+            f"set --model.positions {learned_with}"
+        )
     report = load_converted(model, _to_start_from(found[0], model), source=source)
     logger.info("%s", report)
     return report

@@ -60,6 +60,14 @@ def test_csv_with_captions_and_seconds(tmp_path):
     assert annotations.where(1).endswith("train.csv, line 4")
 
 
+def test_a_list_may_say_nothing_but_which_videos(tmp_path):
+    """What masked pre-training needs; the message where a class is needed is the run's, not the list's."""
+    annotations = read_annotations(write(tmp_path, "path,start\na b.mp4,1\nc.mp4,\n"))
+    assert (annotations.record(0).path, annotations.record(0).start) == ("a b.mp4", 1.0)
+    assert not annotations.has_labels
+    assert not annotations.has_captions
+
+
 def test_line_numbers_count_line_breaks_inside_quotes(tmp_path):
     text = 'path,caption,start,end\na.mp4,"two\nlines",0,1\nb.mp4,x,5,5\n'
     with pytest.raises(DataError, match=r"train\.csv, line 4: end must be after start"):

@@ -246,7 +246,7 @@ def _example_clips(config: RunConfig, dataset: ClipDataset, device: torch.device
     if not clips:
         raise DataError(f"none of the clips tried could be read; the last: {last}")
     batch = Batch(torch.stack(clips), keys, num_clips=len(keys))
-    shown = build.build_augment(config, 0, training=False)(batch, device).clips
+    shown = build.build_augment(config, None, training=False)(batch, device).clips
     assert isinstance(shown, Tensor)  # the loader's selection has no part in this
     return shown
 

@@ -2,7 +2,8 @@
 
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.heads import ClassificationHead, ProjectionHead, pool_tokens
-from onereel.models.registry import create_encoder, list_models
+from onereel.models.masked_autoencoder import MaskedAutoencoder, MaskedDecoder
+from onereel.models.registry import create_decoder, create_encoder, list_models
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import Output, VideoModel
 from onereel.models.vit import VisionTransformer
@@ -10,12 +11,15 @@ from onereel.models.vit import VisionTransformer
 __all__ = [
     "ClassificationHead",
     "DualEncoder",
+    "MaskedAutoencoder",
+    "MaskedDecoder",
     "Output",
     "ProjectionHead",
     "TextTower",
     "Tokenizer",
     "VideoModel",
     "VisionTransformer",
+    "create_decoder",
     "create_encoder",
     "list_models",
     "pool_tokens",

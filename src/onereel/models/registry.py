@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 from onereel.errors import unknown_name
+from onereel.models.masked_autoencoder import MaskedDecoder
 from onereel.models.vit import VisionTransformer
 from onereel.tokens.tubelets import tubelet_grid
 
@@ -27,6 +28,16 @@ SIZES = {
     "large": Size(1024, 24, 16),
     "huge": Size(1280, 32, 16),
 }
+DECODER_SIZES = {
+    "micro": Size(96, 4, 3),
+    "mini": Size(128, 4, 4),
+    "tiny": Size(96, 4, 3),
+    "small": Size(192, 4, 3),
+    "base": Size(384, 4, 6),
+    "large": Size(512, 4, 8),
+    "huge": Size(640, 4, 8),
+}
+"""Of masked autoencoders: small to huge as VideoMAE publishes them; below, half as wide but at least 96."""
 _LISTED = ((16, 112), (16, 224), (14, 224), (14, 336))
 _PATTERN = re.compile(r"vit_([a-z]+)_patch([1-9]\d*)_([1-9]\d*)")
 
@@ -51,27 +62,33 @@ def create_encoder(
     Raises:
         ConfigError: the name is unknown (the nearest is named), or the clip doesn't divide into tubelets.
     """
-    shape, patch_size, resolution = _parsed(name)
+    match = _match(name)
+    patch_size, resolution = int(match[2]), int(match[3])
     side = size or resolution
     return VisionTransformer(
         tubelet_grid(num_frames, side, side, tubelet_size, patch_size),
         tubelet_size=tubelet_size,
         patch_size=patch_size,
-        **shape._asdict(),
+        **SIZES[match[1]]._asdict(),
         **options,
     )
 
 
+def create_decoder(name: str, encoder: VisionTransformer) -> MaskedDecoder:
+    """The masked autoencoder's decoder that goes with `encoder`, which is called `name`; with fresh weights."""
+    return MaskedDecoder(encoder, **DECODER_SIZES[_match(name)[1]]._asdict())
+
+
 def patch_size_of(name: str) -> int:
     """Pixels per side of the patches of the encoder called `name`; raises as `create_encoder`."""
-    return _parsed(name)[1]
+    return int(_match(name)[2])
 
 
-def _parsed(name: str) -> tuple[Size, int, int]:
-    """Size, patch size and resolution."""
+def _match(name: str) -> re.Match[str]:
+    """The parts of a model's name: size, patch size, resolution."""
     match = _PATTERN.fullmatch(name)
     if match is None or match[1] not in SIZES:
         form = f"_patch{match[2]}_{match[3]}" if match else ""
         alike = [f"vit_{known}{form}" for known in SIZES] if match else []
         raise unknown_name("model", name, {*list_models(), *alike})
-    return SIZES[match[1]], int(match[2]), int(match[3])
+    return match

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,9 +86,13 @@ class VideoModel(nn.Module):
             tokens, embedded = clips, False
         else:
             tokens, embedded = self._tokens(clips, scoring_clips, generators)
-        features = self.encoder(tokens, _derived(generators, "drop-path"), embedded=embedded)
-        logits = self.head(features, _derived(generators, "dropout"))
-        return Output(logits, tokens.lengths, self._dense_grid(tokens.grid).num_tokens, features)
+        features = self.encoder(
+            tokens, derived_generators(generators, "drop-path"), embedded=embedded
+        )
+        logits = self.head(features, derived_generators(generators, "dropout"))
+        return Output(
+            logits, tokens.lengths, dense_grid(self.frames, tokens.grid).num_tokens, features
+        )
 
     def _tokens(
         self, clips: Tensor, scoring_clips: Tensor | None, generators: Generators
@@ -95,31 +100,17 @@ class VideoModel(nn.Module):
         """The kept tokens, and whether they are embedded already or still patches."""
         encoder, block = self.encoder, (self.encoder.tubelet_size, self.encoder.patch_size)
         grid = clip_grid(clips, *block)
-        if self.selector.num_kept(self._dense_grid(grid)) == grid.num_tokens:
+        if self.selector.num_kept(dense_grid(self.frames, grid)) == grid.num_tokens:
             return pack_all(patchify(clips, *block), grid), False
         seen = clips if scoring_clips is None else scoring_clips
+        choose = partial(select_tokens, self.selector, self.frames, seen, draws=self.training)
         if not self.selector.needs_embeddings:
-            return pack_clips(clips, self._select(seen, None, grid, generators), *block), False
+            return pack_clips(clips, choose(None, grid, generators), *block), False
         embeddings = scored = encoder.embed(patchify(clips, *block))
         if scoring_clips is not None:
             with torch.no_grad():
                 scored = encoder.embed(patchify(scoring_clips, *block))
-        selection = self._select(seen, scored.detach(), grid, generators)
-        return pack(embeddings, selection, grid), True
-
-    @torch.no_grad()
-    def _select(
-        self, clips: Tensor, embeddings: Tensor | None, grid: TubeletGrid, generators: Generators
-    ) -> TokenSelection:
-        if self.frames is None:
-            return self.selector.select(clips, embeddings, grid, generators)
-        return self.frames.select(
-            self.selector, clips, embeddings, grid, generators, draws=self.training
-        )
-
-    def _dense_grid(self, grid: TubeletGrid) -> TubeletGrid:
-        """The tubelets that the model is given when it keeps all tokens."""
-        return grid if self.frames is None else self.frames.given_grid(grid)
+        return pack(embeddings, choose(scored.detach(), grid, generators), grid), True
 
     def macs(self, lengths: Sequence[int]) -> int:
         """Multiply-adds of the matrix products of a forward that keeps `lengths` tokens, head included.
@@ -155,7 +146,29 @@ class VideoModel(nn.Module):
         return push_folder(name, self, class_names, facts, private=private)
 
 
-def _derived(generators: Generators, purpose: str) -> Generators:
+@torch.no_grad()
+def select_tokens(
+    selector: Selector,
+    frames: FrameSelection | None,
+    clips: Tensor,
+    embeddings: Tensor | None,
+    grid: TubeletGrid,
+    generators: Generators,
+    *,
+    draws: bool,
+) -> TokenSelection:
+    """What `selector` keeps, of the frames that `frames` chooses where it is on (at random where it `draws`)."""
+    if frames is None:
+        return selector.select(clips, embeddings, grid, generators)
+    return frames.select(selector, clips, embeddings, grid, generators, draws=draws)
+
+
+def dense_grid(frames: FrameSelection | None, grid: TubeletGrid) -> TubeletGrid:
+    """The tubelets of clips of `grid` that a model is given when it keeps all tokens."""
+    return grid if frames is None else frames.given_grid(grid)
+
+
+def derived_generators(generators: Generators, purpose: str) -> Generators:
     """Generators for another purpose, each a function of the seed of one of `generators`."""
     if generators is None:
         return None

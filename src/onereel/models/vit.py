@@ -68,7 +68,7 @@ class Segments:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, backend: str) -> Tensor:
-    """`attention` of `segments`; here, and only here, are the lengths read (see `VisionTransformer.compile`)."""
+    """`attention` of `segments`; here, and only here, are the lengths read (see `compile_blocks`)."""
     return attention(q, k, v, segments.lengths, segments.cu_seqlens, backend)
 
 
@@ -140,8 +140,7 @@ class VisionTransformer(nn.Module):
         checkpointing: recompute each block in the backward pass.
         attention: back-end, see `onereel.models.attention`.
 
-    Linear weights start Xavier-uniform (query, key, value as matrices of their own) with zero biases, as in the ViT
-    paper's code, MAE and VideoMAE's pre-training.
+    Linear weights start as `reset_linears` says, as in the ViT paper's code, MAE and VideoMAE's pre-training.
     """
 
     def __init__(
@@ -180,6 +179,7 @@ class VisionTransformer(nn.Module):
         self.grid, self.tubelet_size, self.patch_size = grid, tubelet_size, patch_size
         self.embed_dim, self.depth, self.num_heads, self.pool = embed_dim, depth, num_heads, pool
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
+        self.qk_norm, self.attention = qk_norm, attention
         self.patch_values = COLORS * tubelet_size * patch_size**2
         self.patch_embed = nn.Linear(self.patch_values, embed_dim, bias=STYLES[style].patch_bias)
         self.patch_norms = (
@@ -209,20 +209,13 @@ class VisionTransformer(nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(grid.gh * grid.gw, width))
             self.temporal_embed = nn.Parameter(torch.empty(grid.gt, width))
         else:
-            table = sincos_positions if self.positions == "sincos" else flat_sincos_positions
             # Not persistent: it follows from the grid, and another grid must be able to load the weights.
-            self.register_buffer("pos_embed", table(grid, width), persistent=False)
+            table = fixed_positions(self.positions, grid, width)
+            self.register_buffer("pos_embed", table, persistent=False)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights, from the global generator as every PyTorch module does."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                # Xavier's bound depends on the shape, so a fused qkv would start too small.
-                fan_out = module.out_features // (3 if name.endswith("qkv") else 1)
-                bound = math.sqrt(6 / (module.in_features + fan_out))
-                nn.init.uniform_(module.weight, -bound, bound)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        reset_linears(self)
         if isinstance(self.pos_embed, nn.Parameter):
             nn.init.trunc_normal_(self.pos_embed, std=TOKEN_STD)
         if self.positions == "space-time":
@@ -233,12 +226,8 @@ class VisionTransformer(nn.Module):
             nn.init.zeros_(self.length_embed)
 
     def compile(self, **options: Any) -> None:
-        """torch.compile each block but for its attention, so that new lengths don't mean a new compilation."""
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.attend = torch.compiler.disable(attend)
-            elif isinstance(module, Block):
-                module.compile(**options)
+        """torch.compile the blocks."""
+        compile_blocks(self, **options)
 
     def embed(self, patches: Tensor) -> Tensor:
         """Patch embedding, before positions: `(..., P)` to `(..., D)`."""
@@ -291,18 +280,10 @@ class VisionTransformer(nn.Module):
         return x if self.length_embed is None else x + self._length_embedding(tokens)
 
     def _positions(self, tokens: Packed) -> Tensor:
-        table: Tensor = self.pos_embed
-        grid = tokens.grid
         if self.positions == "space-time":
-            tables = (table, self.temporal_embed)
-            return gather_space_time(*tables, tokens.coordinates, self.grid, grid)
-        if grid != self.grid:
-            table = (
-                sincos_positions(grid, self.embed_dim, table.device)
-                if self.positions == "sincos"
-                else resize_positions(table, self.grid, grid)
-            )
-        return gather_positions(table, tokens.coordinates, grid)
+            tables = (self.pos_embed, self.temporal_embed)
+            return gather_space_time(*tables, tokens.coordinates, self.grid, tokens.grid)
+        return positions_of(tokens, self.pos_embed, self.grid, self.positions)
 
     def _length_embedding(self, tokens: Packed) -> Tensor:
         table = self.length_embed
@@ -344,6 +325,44 @@ class VisionTransformer(nn.Module):
         blocks = sum(12 * n * d**2 + 2 * n**2 * d for n in (n + extra for n in lengths))
         embedded = sum(lengths) if num_embedded is None else num_embedded
         return self.depth * blocks + embedded * self.patch_values * d
+
+
+def fixed_positions(kind: str, grid: TubeletGrid, dim: int) -> Tensor:
+    """The table `(N, dim)` of positions "sincos" or "sincos-1d"."""
+    return (sincos_positions if kind == "sincos" else flat_sincos_positions)(grid, dim)
+
+
+def positions_of(tokens: Packed, table: Tensor, made_for: TubeletGrid, kind: str) -> Tensor:
+    """Rows `(M, D)` of a position `table` of this `kind`; on another grid 3-D sin-cos is computed, others resized."""
+    grid = tokens.grid
+    if grid != made_for:
+        table = (
+            sincos_positions(grid, table.shape[1], table.device)
+            if kind == "sincos"
+            else resize_positions(table, made_for, grid)
+        )
+    return gather_positions(table, tokens.coordinates, grid)
+
+
+def reset_linears(module: nn.Module) -> None:
+    """Xavier-uniform weights (query, key, value as matrices of their own) and zero biases for all linear layers."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            # Xavier's bound depends on the shape, so a fused qkv would start too small.
+            fan_out = part.out_features // (3 if name.endswith("qkv") else 1)
+            bound = math.sqrt(6 / (part.in_features + fan_out))
+            nn.init.uniform_(part.weight, -bound, bound)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def compile_blocks(module: nn.Module, **options: Any) -> None:
+    """torch.compile each block in `module` but for its attention, so that new lengths don't mean a new compilation."""
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.attend = torch.compiler.disable(attend)
+        elif isinstance(part, Block):
+            part.compile(**options)
 
 
 def prepend_token(packed: Packed, token: Tensor) -> Packed:

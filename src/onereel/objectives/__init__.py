@@ -3,12 +3,14 @@
 from onereel.objectives.base import Objective, layer_of_vit, undecayed_of_vit
 from onereel.objectives.classification import ClassificationObjective
 from onereel.objectives.contrastive import InfoNce, SigmoidLoss
+from onereel.objectives.masked import MaskedObjective
 from onereel.objectives.max_margin import MaxMargin
 from onereel.objectives.pairs import PairObjective
 
 __all__ = [
     "ClassificationObjective",
     "InfoNce",
+    "MaskedObjective",
     "MaxMargin",
     "Objective",
     "PairObjective",

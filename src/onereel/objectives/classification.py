@@ -8,15 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onereel.errors import DataError
-from onereel.objectives.base import layer_of_vit, undecayed_of_vit
+from onereel.objectives.base import BACKWARD_FLOPS, layer_of_vit, stats, undecayed_of_vit
 from onereel.seeding import clip_generators
 from onereel.types import Batch
 
 if TYPE_CHECKING:
     from onereel.models.video_model import VideoModel
-
-BACKWARD_FLOPS = 2
-"""The backward pass costs about two forward passes: one for the inputs' gradient, one for the weights'."""
 
 
 class ClassificationObjective(nn.Module):
@@ -52,16 +49,16 @@ class ClassificationObjective(nn.Module):
         logits = output.logits.float()
         if batch.num_clips == 0:
             zero = logits.sum() * 0.0
-            return {"loss": zero, "top1": zero.detach(), "stats": _stats(0, 0, 0.0)}
+            return {"loss": zero, "top1": zero.detach(), "stats": stats(0, 0, 0.0)}
         target, label = _targets(batch)
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         top1 = (logits.detach().argmax(dim=1) == label).float().mean()
-        stats = _stats(
+        counted = stats(
             sum(output.lengths),
             output.num_dense_tokens * len(output.lengths),
             2.0 * self.model.macs(output.lengths) * (1 + BACKWARD_FLOPS),
         )
-        return {"loss": loss, "top1": top1, "stats": stats}
+        return {"loss": loss, "top1": top1, "stats": counted}
 
     def layer_of(self, name: str) -> int:
         return layer_of_vit(name, self.num_layers - 2)
@@ -79,7 +76,3 @@ def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
             "classification needs a label per clip; the batch has none. Add a label column."
         )
     return batch.labels, batch.labels
-
-
-def _stats(num_tokens: int, num_tokens_dense: int, flops: float) -> dict[str, float]:
-    return {"num_tokens": num_tokens, "num_tokens_dense": num_tokens_dense, "flops": flops}

@@ -19,9 +19,23 @@ RECIPES = {
     "demo": "onereel.recipes.demo:demo",
     "actions": "onereel.recipes.actions:actions",
     "actions_rlt": "onereel.recipes.actions:actions_rlt",
+    "actions_mae": "onereel.recipes.actions:actions_mae",
+    "actions_everest": "onereel.recipes.actions:actions_everest",
     "k400_vitb": "onereel.recipes.kinetics:k400_vitb",
     "rlt_k400_vitb": "onereel.recipes.kinetics:rlt_k400_vitb",
     "ssv2_vitb": "onereel.recipes.kinetics:ssv2_vitb",
+    "videomae_k400_vitb": "onereel.recipes.masked:videomae_k400_vitb",
+    "videomae_ssv2_vitb": "onereel.recipes.masked:videomae_ssv2_vitb",
+    "videomae_v2_k400_vitb": "onereel.recipes.masked:videomae_v2_k400_vitb",
+    "avion_videomae_k400_vitb": "onereel.recipes.masked:avion_videomae_k400_vitb",
+    "everest_ucf101_vitb": "onereel.recipes.masked:everest_ucf101_vitb",
+    "everest_ucf101_vitb_finetune": "onereel.recipes.masked:everest_ucf101_vitb_finetune",
+    "everest_hmdb51_vitb": "onereel.recipes.masked:everest_hmdb51_vitb",
+    "everest_hmdb51_vitb_finetune": "onereel.recipes.masked:everest_hmdb51_vitb_finetune",
+    "everest_k400_vitb": "onereel.recipes.masked:everest_k400_vitb",
+    "everest_k400_vitb_finetune": "onereel.recipes.masked:everest_k400_vitb_finetune",
+    "everest_ssv2_vitb": "onereel.recipes.masked:everest_ssv2_vitb",
+    "everest_ssv2_vitb_finetune": "onereel.recipes.masked:everest_ssv2_vitb_finetune",
 }
 
 

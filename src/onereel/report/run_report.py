@@ -61,13 +61,18 @@ def render_report(files: RunFiles) -> str:
 def _commands(files: RunFiles) -> list[tuple[str, str]]:
     """(what it does, the command) to go on from here."""
     run = shlex.quote(str(files.folder))
+    resume = ("Resume training where it stopped", f"onereel train --resume {run}")
+    again = ("Write this page again", f"onereel report {run}")
+    if view.is_masked(files):
+        tune = f"onereel train RECIPE --model.pretrained {run} --data.train LIST"
+        return [resume, ("Fine-tune its encoder", tune), again]
     evaluate = f"onereel eval {run}"
     return [
-        ("Resume training where it stopped", f"onereel train --resume {run}"),
+        resume,
         ("Evaluate the newest checkpoint", f"{evaluate} --name val"),
         ("Evaluate it with every token", f"{evaluate} --tokens.kind all --name dense"),
         ("Label other videos", f"onereel predict {run} VIDEO.mp4"),
-        ("Write this page again", f"onereel report {run}"),
+        again,
     ]
 
 

@@ -68,6 +68,11 @@ def dense_evaluation(files: RunFiles) -> Evaluation | None:
     return next(iter(dense + whole), None)
 
 
+def is_masked(files: RunFiles) -> bool:
+    """Whether the run learned to fill in hidden patches, and so has no classes."""
+    return files.config.get("objective", {}).get("kind") == "masked"
+
+
 def headline(files: RunFiles) -> str:
     """What was trained, on what, and what came out, in a sentence or two."""
     config = files.config
@@ -85,6 +90,9 @@ def headline(files: RunFiles) -> str:
     if files.eval and "top1" in files.eval[-1]:
         last = files.eval[-1]
         return f"{what}: {percent(last['top1'])} top‑1 at step {last['step']:,}."
+    if is_masked(files) and files.train and "loss" in files.train[-1]:
+        last = files.train[-1]
+        return f"{what} without labels: loss {last['loss']:.4f} on hidden patches at step {last['step']:,}."
     if files.train:
         last = files.train[-1]
         where = f"step {last['step']:,}, epoch {last.get('epoch', 0):.2f}"

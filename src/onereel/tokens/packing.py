@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,37 +23,57 @@ def cumulative_lengths(lengths: Sequence[int], device: torch.device) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def _kept(selection: TokenSelection, grid: TubeletGrid) -> tuple[tuple[int, ...], Tensor]:
-    """Tokens per clip, and int64 `(4, M)` indices (b, t, h, w) of the kept ones in packed order."""
-    mask = selection.keep_mask
-    if mask.shape[1] != grid.num_tokens:
-        raise ValueError(f"keep_mask has {mask.shape[1]} tokens, {grid} has {grid.num_tokens}")
-    known = selection.num_kept
-    lengths = tuple(mask.sum(dim=1).tolist()) if known is None else (known,) * len(mask)
+class TokenIndices(NamedTuple):
+    """Which tokens of a batch, in packed order: clip after clip, and (t, h, w) within a clip.
+
+    Attributes:
+        lengths: tokens of each clip, on the host.
+        indices: int64 `(4, M)`: clip, t, h, w of each token.
+    """
+
+    lengths: tuple[int, ...]
+    indices: Tensor
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Host `values` on `device`, without waiting for it."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.contiguous().pin_memory().to(device, non_blocking=True)
+
+
+def token_indices(
+    keep_mask: Tensor, grid: TubeletGrid, num_kept: int | None = None
+) -> TokenIndices:
+    """The True of `keep_mask (B, N)`; `num_kept` of every clip, where it is known, spares a wait for the device.
+
+    Raises ValueError where a clip keeps no token or the mask doesn't fit the grid.
+    """
+    if keep_mask.shape[1] != grid.num_tokens:
+        raise ValueError(f"keep_mask has {keep_mask.shape[1]} tokens, {grid} has {grid.num_tokens}")
+    batch = len(keep_mask)
+    lengths = tuple(keep_mask.sum(dim=1).tolist()) if num_kept is None else (num_kept,) * batch
     if 0 in lengths:
         raise ValueError(
             f"clip {lengths.index(0)} of the batch keeps no token; a selector must keep 1 or more"
         )
     # The count is known by now, so this nonzero need not ask the device.
-    indices = torch.nonzero_static(mask.unflatten(1, tuple(grid)), size=sum(lengths))
-    return lengths, indices.T
+    indices = torch.nonzero_static(keep_mask.unflatten(1, tuple(grid)), size=sum(lengths))
+    return TokenIndices(lengths, indices.T)
 
 
 def _packed(
-    values: Tensor,
-    lengths: tuple[int, ...],
-    indices: Tensor,
-    selection: TokenSelection,
-    grid: TubeletGrid,
+    values: Tensor, tokens: TokenIndices, run_lengths: Tensor | None, grid: TubeletGrid
 ) -> Packed:
-    runs = selection.run_lengths
     return Packed(
         values=values,
-        lengths=lengths,
-        cu_seqlens=cumulative_lengths(lengths, values.device),
-        coordinates=indices[1:].T,
+        lengths=tokens.lengths,
+        cu_seqlens=cumulative_lengths(tokens.lengths, values.device),
+        coordinates=tokens.indices[1:].T,
         grid=grid,
-        run_lengths=None if runs is None else runs.unflatten(1, tuple(grid))[tuple(indices)],
+        run_lengths=None
+        if run_lengths is None
+        else run_lengths.unflatten(1, tuple(grid))[tuple(tokens.indices)],
     )
 
 
@@ -61,9 +82,9 @@ def pack(values: Tensor, selection: TokenSelection, grid: TubeletGrid) -> Packed
 
     Raises ValueError where a clip keeps no token or the mask doesn't fit the grid.
     """
-    lengths, indices = _kept(selection, grid)
-    rows = values.unflatten(1, tuple(grid))[tuple(indices)]
-    return _packed(rows, lengths, indices, selection, grid)
+    tokens = token_indices(selection.keep_mask, grid, selection.num_kept)
+    rows = values.unflatten(1, tuple(grid))[tuple(tokens.indices)]
+    return _packed(rows, tokens, selection.run_lengths, grid)
 
 
 def pack_clips(
@@ -71,9 +92,21 @@ def pack_clips(
 ) -> Packed:
     """`pack(patchify(clips), ...)` that reads only the kept patches of `clips (B, T, C, H, W)`."""
     grid = clip_grid(clips, tubelet_size, patch_size)
-    lengths, indices = _kept(selection, grid)
-    values = _gather_patches(clips, indices, grid, tubelet_size, patch_size)
-    return _packed(values, lengths, indices, selection, grid)
+    tokens = token_indices(selection.keep_mask, grid, selection.num_kept)
+    return pack_at(clips, tokens, tubelet_size, patch_size, selection.run_lengths)
+
+
+def pack_at(
+    clips: Tensor,
+    tokens: TokenIndices,
+    tubelet_size: int,
+    patch_size: int,
+    run_lengths: Tensor | None = None,
+) -> Packed:
+    """The patches of `clips (B, T, C, H, W)` at `tokens`, with their `run_lengths (B, N)` if there are any."""
+    grid = clip_grid(clips, tubelet_size, patch_size)
+    values = _gather_patches(clips, tokens.indices, grid, tubelet_size, patch_size)
+    return _packed(values, tokens, run_lengths, grid)
 
 
 def _gather_patches(
@@ -112,6 +145,18 @@ def pack_all(values: Tensor, grid: TubeletGrid) -> Packed:
         cu_seqlens=cumulative_lengths(lengths, values.device),
         coordinates=torch.cartesian_prod(*ranges).repeat(batch, 1),
         grid=grid,
+    )
+
+
+def take(packed: Packed, lengths: tuple[int, ...], positions: Tensor) -> Packed:
+    """Some tokens of `packed`: those at `positions (M,)`, rising, of which `lengths` are each clip's."""
+    return Packed(
+        values=packed.values[positions],
+        lengths=lengths,
+        cu_seqlens=cumulative_lengths(lengths, packed.device),
+        coordinates=packed.coordinates[positions],
+        grid=packed.grid,
+        run_lengths=None if packed.run_lengths is None else packed.run_lengths[positions],
     )
 
 

@@ -1,4 +1,7 @@
-"""CSV with a header: `path,label` or `path,caption[,start,end]`, in any order; further columns are kept."""
+"""CSV with a header: `path,label` or `path,caption[,start,end]`, in any order; further columns are kept.
+
+Where nothing is said about the videos (masked pre-training) there may be `path[,start,end]` and no further column.
+"""
 
 from __future__ import annotations
 
@@ -78,10 +81,11 @@ def _checked_header(path: Path) -> list[str]:
             f"{path}, line 1: no column 'path' among {', '.join(header)}.{did_you_mean('path', header)} "
             "The first line of a CSV names its columns: path,label or path,caption[,start,end]"
         )
-    if "label" not in header and "caption" not in header:
+    strange = [name for name in header if name not in (*REQUIRED_CELLS, "start", "end")]
+    if strange and "label" not in header and "caption" not in header:
         raise DataError(
             f"{path}, line 1: neither a column 'label' nor 'caption' among {', '.join(header)}."
-            f"{did_you_mean('label', header)} Name the class column label, or the text column caption"
+            f"{did_you_mean('label', strange)} Name the class column label, or the text column caption"
         )
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:

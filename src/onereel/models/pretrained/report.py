@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from onereel.errors import ConfigError
 from onereel.models.pretrained.convert import Converted
 
-MAY_BE_NEW = r"encoder\.length_embed$|encoder\.norm\.|head\.norm\.|head\.fc\."
-"""What may start fresh: zeros, norms, and the classifier. Anything else that is missing is an error."""
+MAY_BE_NEW = r"encoder\.length_embed$|encoder\.norm\.|head\.norm\.|head\.fc\.|decoder\."
+"""What may start fresh: zeros, norms, the classifier, and a decoder. Anything else that is missing is an error."""
 
 
 @dataclass(frozen=True)

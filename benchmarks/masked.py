@@ -1,0 +1,272 @@
+"""What masked pre-training costs: VideoMAE here and in transformers, dual masking, EVEREST; and fine-tuning after it.
+
+Steps (forward, backward, AdamW) on random clips of 16x224x224, all methods in turn on one machine in one dtype
+(bfloat16 on CUDA); ours draw their masks within the step, transformers' model is given its mask. Memory of a step is
+what it needs beyond weights and AdamW's state: on CUDA by the allocator, on CPU by the peak of a process of its own.
+Multiply-adds are those of the papers, which embed every patch.
+
+    python benchmarks/masked.py --size full     ViT-B
+    python benchmarks/masked.py                 ViT-S and small batches, where fixed costs weigh more
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import Claim, arguments, report
+from onereel.build import build_autoencoder, build_model, build_objective
+from onereel.config import ModelConfig, ObjectiveConfig, RunConfig, TokensConfig
+from onereel.evaluation.efficiency import synchronize
+from onereel.evaluation.inference import autocast
+from onereel.models.masked_autoencoder import published_macs
+from onereel.models.registry import DECODER_SIZES, SIZES
+from onereel.training import create_optimizer
+from onereel.types import Batch, SampleKey
+
+GIB = 2**30
+SHAPE = (16, 3, 224, 224)
+NUM_TOKENS = 1568
+MODEL_OF = {"small": "small", "full": "base"}
+BATCH = {
+    "cpu": {"small": {"pre": 2, "fine": 1}, "full": {"pre": 4, "fine": 1}},
+    "cuda": {"small": {"pre": 64, "fine": 32}, "full": {"pre": 256, "fine": 64}},
+}
+REPEATS = {"cpu": {"small": 3, "full": 5}, "cuda": {"small": 10, "full": 20}}
+WARMUP = {"cpu": 1, "cuda": 3}
+TUBES = ObjectiveConfig(kind="masked", mask="tube", mask_ratio=0.9)
+METHODS: dict[str, tuple[str, TokensConfig, ObjectiveConfig]] = {
+    "VideoMAE": ("pre", TokensConfig(), TUBES),
+    "dual masking": ("pre", TokensConfig(), ObjectiveConfig(kind="masked", decode_ratio=0.5)),
+    "EVEREST": (
+        "pre",
+        TokensConfig(kind="redundancy", keep_ratio=0.3),
+        ObjectiveConfig(kind="masked", mask="random", mask_ratio=2 / 3),
+    ),
+    "dense": ("fine", TokensConfig(), ObjectiveConfig()),
+    "EVEREST 940": ("fine", TokensConfig(kind="redundancy", keep_ratio=0.6), ObjectiveConfig()),
+}
+THEIRS = "VideoMAE, transformers"
+GMACS = {"VideoMAE": 35.44, "EVEREST": 19.78, "dense": 180.3, "EVEREST 940": 98.0}
+"""Of ViT-B as published: arXiv 2211.10636, and derived from its shapes."""
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Method:
+    """A loss of clips, the optimiser of its weights, and what its steps took."""
+
+    name: str
+    phase: str
+    module: nn.Module
+    loss: Step
+    optimizer: torch.optim.Optimizer
+    gmacs: float
+    seconds: list[float] = field(default_factory=list)
+    step_bytes: int = 0
+
+    def step(self, clips: Tensor) -> None:
+        with autocast(clips.device, "auto"):
+            loss = self.loss(clips)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def model_bytes(self) -> int:
+        """Weights and AdamW's two averages."""
+        return 12 * sum(p.numel() for p in self.module.parameters())
+
+
+def our_method(name: str, size: str, device: str) -> Method:
+    phase, tokens, learned = METHODS[name]
+    config = RunConfig(
+        model=ModelConfig(name=f"vit_{size}_patch16_224", positions="sincos-1d"),
+        tokens=tokens,
+        objective=learned,
+    )
+    model = build_autoencoder(config) if phase == "pre" else build_model(config, 400)
+    objective = build_objective(config, model).to(device)
+
+    def loss(clips: Tensor) -> Tensor:
+        keys = [SampleKey(0, index) for index in range(len(clips))]
+        labels = torch.zeros(len(clips), dtype=torch.long, device=clips.device)
+        return objective(Batch(clips, keys, labels=labels, num_clips=len(clips)))["loss"]
+
+    return Method(
+        name,
+        phase,
+        objective,
+        loss,
+        create_optimizer(objective, config.optim),
+        _macs(name, objective) / 1e9,
+    )
+
+
+def _macs(name: str, objective: nn.Module) -> int:
+    counts = {"VideoMAE": (160, 1408), "dual masking": (160, 704), "EVEREST": (156, 314)}
+    if name in counts:
+        visible, targets = counts[name]
+        return published_macs(objective.model, (visible,), (targets,))
+    return objective.model.macs((NUM_TOKENS if name == "dense" else 940,))
+
+
+def their_method(size: str, device: str) -> Method:
+    """`VideoMAEForPreTraining` of the same shapes, given a tube mask."""
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    encoder, decoder = SIZES[size], DECODER_SIZES[size]
+    config = VideoMAEConfig(
+        hidden_size=encoder.embed_dim,
+        num_hidden_layers=encoder.depth,
+        num_attention_heads=encoder.num_heads,
+        intermediate_size=4 * encoder.embed_dim,
+        decoder_hidden_size=decoder.embed_dim,
+        decoder_num_hidden_layers=decoder.depth,
+        decoder_num_attention_heads=decoder.num_heads,
+        decoder_intermediate_size=4 * decoder.embed_dim,
+        use_mean_pooling=False,
+    )
+    config._attn_implementation = "sdpa"
+    model = VideoMAEForPreTraining(config).to(device).train()
+    hidden = torch.ones(1, 8, 196, dtype=torch.bool, device=device)
+    hidden[:, :, :20] = False
+
+    def loss(clips: Tensor) -> Tensor:
+        return model(clips, bool_masked_pos=hidden.flatten(1).expand(len(clips), -1)).loss
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    return Method(THEIRS, "pre", model, loss, optimizer, float("nan"))
+
+
+def make(name: str, size: str, device: str) -> Method:
+    return their_method(size, device) if name == THEIRS else our_method(name, size, device)
+
+
+def random_clips(batch: int, device: str) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, *SHAPE, generator=generator).to(device)
+
+
+def cpu_step_bytes(name: str, size: str, batch: int) -> int:
+    """How far a process of its own grows in one step, beyond what it held before."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_grown_in_step, (name, size, batch))
+
+
+def _grown_in_step(name: str, size: str, batch: int) -> int:
+    method, clips = make(name, size, "cpu"), random_clips(batch, "cpu")
+    method.step(clips[:1])  # makes AdamW's state
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    held = _status("VmRSS")
+    method.step(clips)
+    return _status("VmHWM") - held
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def measure(methods: list[Method], batch: int, device: str, repeats: int) -> None:
+    """Time the steps of all methods in turn; on CUDA their memory too."""
+    clips = random_clips(batch, device)
+    for round_number in range(WARMUP[device] + repeats):
+        for method in methods:
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated() if device == "cuda" else 0
+            synchronize(clips.device)
+            start = time.perf_counter()
+            method.step(clips)
+            synchronize(clips.device)
+            if round_number >= WARMUP[device]:
+                method.seconds.append(time.perf_counter() - start)
+                if device == "cuda":
+                    method.step_bytes = torch.cuda.max_memory_allocated() - held
+
+
+def row(method: Method, batch: int, reference: Method) -> dict[str, Any]:
+    return {
+        "phase": {"pre": "pre-training", "fine": "fine-tuning"}[method.phase],
+        "method": method.name,
+        "clips per step": batch,
+        "GMACs per clip": method.gmacs if method.gmacs == method.gmacs else "",
+        "seconds per clip": f"{median(method.seconds) / batch:.4g}",
+        "time ratio": median(method.seconds) / median(reference.seconds),
+        "step GiB": method.step_bytes / GIB,
+        "step GiB ratio": method.step_bytes / reference.step_bytes,
+        "peak GiB": (method.step_bytes + method.model_bytes) / GIB,
+    }
+
+
+def claims(found: dict[str, Method], device: str, size: str) -> list[Claim]:
+    def time_ratio(a: str, b: str) -> float:
+        return median(found[a].seconds) / median(found[b].seconds)
+
+    def memory_ratio(a: str, b: str) -> float:
+        return found[a].step_bytes / found[b].step_bytes
+
+    at_most = partial(Claim, at_most=True)
+    made = [
+        at_most("VideoMAE, time over transformers'", time_ratio("VideoMAE", THEIRS), 1.0),
+        at_most("VideoMAE, step memory over transformers'", memory_ratio("VideoMAE", THEIRS), 1.0),
+        Claim(
+            "dual masking, speed over transformers'", 1 / time_ratio("dual masking", THEIRS), 1.25
+        ),
+        Claim("EVEREST, speed over transformers'", 1 / time_ratio("EVEREST", THEIRS), 1.6),
+    ]
+    for ours, base in (("EVEREST", "VideoMAE"), ("EVEREST 940", "dense")):
+        made += [
+            at_most(f"{ours}, time over {base}", time_ratio(ours, base), 0.6),
+            at_most(f"{ours}, step memory over {base}", memory_ratio(ours, base), 0.6),
+        ]
+        if device == "cuda":
+            peaks = [found[n].step_bytes + found[n].model_bytes for n in (ours, base)]
+            made.append(at_most(f"{ours}, peak over {base}", peaks[0] / peaks[1], 0.6))
+    if size == "full":
+        made += [
+            at_most(f"{name}, MACs off the published", abs(found[name].gmacs / goal - 1), 0.02)
+            for name, goal in GMACS.items()
+        ]
+    return made
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    size, device = options.size, options.device
+    model, batches = MODEL_OF[size], BATCH[device][size]
+    rows, found = [], {}
+    phases = {
+        "pre": [THEIRS, "VideoMAE", "dual masking", "EVEREST"],
+        "fine": ["dense", "EVEREST 940"],
+    }
+    for phase, names in phases.items():
+        grown = {}
+        if device == "cpu":
+            grown = {name: cpu_step_bytes(name, model, batches[phase]) for name in names}
+        methods = [make(name, model, device) for name in names]
+        measure(methods, batches[phase], device, REPEATS[device][size])
+        for method in methods:
+            method.step_bytes = grown.get(method.name, method.step_bytes)
+        rows += [row(method, batches[phase], methods[0]) for method in methods]
+        found |= {method.name: method for method in methods}
+        for method in methods:
+            method.module.to("meta")  # makes room for the next phase
+            method.optimizer.state.clear()
+    report(f"ViT-{model}/16, 16x224x224, {device}", rows, claims(found, device, size), options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The loss of a masked objective on clips that it was not trained on."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from onereel.errors import OnereelError
+from onereel.evaluation.inference import BatchTransform, autocast, evaluating
+
+if TYPE_CHECKING:
+    from onereel.data.loader import ClipLoader
+    from onereel.objectives.masked import MaskedObjective
+
+
+def evaluate_masked(
+    objective: MaskedObjective,
+    loader: ClipLoader,
+    augment: BatchTransform,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """Mean `loss` over all clips and ranks, share of tokens seen by encoder or decoder, clips per second and seconds.
+
+    Masks are drawn as in training, for the keys of the loader's epoch 0: every call has the same ones.
+
+    Raises:
+        OnereelError: a sample cannot be read, on whichever rank.
+    """
+    sums, failure, start = torch.zeros(4, dtype=torch.float64), None, time.perf_counter()
+    try:
+        with evaluating(objective):
+            for batch in loader.batches(epoch=0):
+                with autocast(device, precision):
+                    output = objective(augment(batch, device))
+                counts = output["stats"]
+                loss = output["loss"].item() * batch.num_clips
+                seen = (counts["num_tokens"], counts["num_tokens_dense"])
+                sums += torch.tensor([batch.num_clips, loss, *seen], dtype=torch.float64)
+    except OnereelError as error:
+        failure = error
+    seconds = time.perf_counter() - start
+    num_clips, loss, num_tokens, num_dense = _all_ranks(sums, failure).tolist()
+    return {
+        "loss": loss / max(1.0, num_clips),
+        "kept_ratio": num_tokens / max(1.0, num_dense),
+        "clips_per_second": num_clips / max(seconds, 1e-9),
+        "seconds": seconds,
+    }
+
+
+def _all_ranks(sums: torch.Tensor, failure: OnereelError | None) -> torch.Tensor:
+    """The sum over ranks on every rank; raises the first rank's failure, if any, on all of them."""
+    gathered = [(sums, failure)]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        gathered = [(sums, failure)] * dist.get_world_size()
+        dist.all_gather_object(gathered, (sums, failure))
+    for _, error in gathered:
+        if error is not None:
+            raise error
+    return torch.stack([part for part, _ in gathered]).sum(dim=0)

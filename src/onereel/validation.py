@@ -1,0 +1,98 @@
+"""A run's tests of itself, on `data.val`: what the loop calls between steps and at the end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from onereel import build
+from onereel.config import RunConfig, to_dict
+from onereel.data.dataset import ClipDataset
+from onereel.errors import DataError, OnereelError
+from onereel.evaluation.classification import ClassificationResult, evaluate_classification
+from onereel.evaluation.masked import evaluate_masked
+from onereel.models.video_model import VideoModel
+from onereel.objectives import ClassificationObjective, MaskedObjective
+from onereel.training import World, run_on_main
+
+logger = logging.getLogger(__name__)
+
+RESULT = "val"
+"""Name of the evaluation that a run makes of itself."""
+
+
+class Validation:
+    """`validation(objective)` gives numbers; a classification also writes RUN/eval/val.json.
+
+    The list is read and checked when this is made, before anything is trained or overwritten.
+
+    Args:
+        class_names: empty where no label is learned.
+
+    Raises:
+        DataError: videos or labels of the list are missing or unknown.
+    """
+
+    def __init__(
+        self, config: RunConfig, run: Path, class_names: tuple[str, ...], world: World
+    ) -> None:
+        self.config, self.run, self.class_names, self.world = config, run, class_names, world
+        annotations = build.build_annotations(config, config.data.val)
+        label_names = class_names or None
+        if label_names is not None:
+            annotations.check_labels(label_names)
+        self.dataset = build.build_dataset(config, annotations, label_names, training=False)
+        _check_present(self.dataset)
+        self.loader = build.build_eval_loader(config, self.dataset, world=world)
+        self.augment = build.build_augment(config, len(class_names) or None, training=False)
+
+    def result(
+        self, model: VideoModel, name: str, weights: str | Path = ""
+    ) -> ClassificationResult:
+        """Test a classifier and write RUN/eval/NAME.json."""
+        result = evaluate_classification(
+            model,
+            self.loader,
+            self.augment,
+            class_names=self.class_names,
+            device=self.world.device,
+            num_views=self.config.eval.num_clips * self.config.eval.num_crops,
+            precision=self.config.train.precision,
+            seed=self.config.seed,
+        )
+        settings = {
+            "weights": str(weights or self.run),
+            **{part: to_dict(getattr(self.config, part)) for part in ("data", "tokens", "eval")},
+        }
+        run_on_main(lambda: result.save(self.run / "eval" / f"{name}.json", settings))
+        return result
+
+    def __call__(self, objective: ClassificationObjective | MaskedObjective) -> dict[str, float]:
+        """The numbers for the log. A test that fails is said, and costs no training: `onereel eval` repeats it."""
+        try:
+            if isinstance(objective, MaskedObjective):
+                return evaluate_masked(
+                    objective,
+                    self.loader,
+                    self.augment,
+                    device=self.world.device,
+                    precision=self.config.train.precision,
+                )
+            return self.result(objective.model, RESULT).figures()
+        except OnereelError as error:
+            logger.error("the evaluation failed, training goes on: %s", error)
+            return {}
+
+
+def _check_present(dataset: ClipDataset) -> None:
+    """Raise DataError, before hours of training, where videos of a test list are not there."""
+    annotations, library = dataset.annotations, dataset.reader.library
+    paths = dict.fromkeys(annotations.record(i).path for i in range(len(annotations)))
+    missing = [path for path in paths if path not in library]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{annotations.source}: {len(missing)} of {len(paths)} videos are not there: "
+            f"{', '.join(missing[:5])}{more}. Correct the list, data.root or data.store; "
+            "`onereel prepare --check LIST` names all"
+        )
