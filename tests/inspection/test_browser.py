@@ -109,11 +109,13 @@ def slide(page: Page, value: float) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def select(moving_video: Path) -> Callable[[TokensConfig], list[int]]:
-    """The mask of a selector itself, on the clip of the page."""
-    reading, library = clip_reading(SMALL), open_library()
-    clip = library.read(reading.spec(str(moving_video), library.info(str(moving_video))))
+Mask = Callable[[TokensConfig], list[int]]
+
+
+def masks_of(video: Path, options: ClipOptions) -> Mask:
+    """The mask of any selector itself, on the clip of the page."""
+    reading, library = clip_reading(options), open_library()
+    clip = library.read(reading.spec(str(video), library.info(str(video))))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (reading.augment.mean, reading.augment.std))
     clips = ((clip.float() / 255 - mean) / std)[None]
     patches = patchify(clips, 2, 16)
@@ -123,6 +125,11 @@ def select(moving_video: Path) -> Callable[[TokensConfig], list[int]]:
         return selector.select(clips, patches, reading.grid, draw()).keep_mask[0].int().tolist()
 
     return mask
+
+
+@pytest.fixture(scope="module")
+def select(moving_video: Path) -> Mask:
+    return masks_of(moving_video, SMALL)
 
 
 def check(page: Page, expected: list[int]) -> None:
@@ -139,7 +146,7 @@ def check(page: Page, expected: list[int]) -> None:
 
 @pytest.mark.parametrize(("key", "reference"), [("adjacent", "adjacent"), ("anchored", "anchor")])
 def test_the_threshold_greys_what_python_drops(
-    key: str, reference: Any, page: Page, select: Callable[[TokensConfig], list[int]]
+    key: str, reference: Any, page: Page, select: Mask
 ) -> None:
     choose(page, key)
     kept = set()
@@ -152,18 +159,14 @@ def test_the_threshold_greys_what_python_drops(
 
 
 @pytest.mark.parametrize("kind", ["redundancy", "group-dynamic", "random", "tube"])
-def test_the_budget_greys_what_python_drops(
-    kind: str, page: Page, select: Callable[[TokensConfig], list[int]]
-) -> None:
+def test_the_budget_greys_what_python_drops(kind: str, page: Page, select: Mask) -> None:
     choose(page, kind)
     for budget in (6, 12, 30, 54, NUM_TOKENS) if kind == "tube" else (1, 2, 13, 57, NUM_TOKENS):
         slide(page, budget)
         check(page, select(TokensConfig(kind=kind, token_budget=budget)))
 
 
-def test_the_next_selector_starts_at_the_same_budget(
-    page: Page, select: Callable[[TokensConfig], list[int]]
-) -> None:
+def test_the_next_selector_starts_at_the_same_budget(page: Page, select: Mask) -> None:
     kept = page.evaluate("numKept")
     assert kept == sum(select(TokensConfig(kind="run-length")))
     choose(page, "random")
@@ -322,3 +325,26 @@ def test_the_index_finds_orders_and_leads_to_pages(
     page.wait_for_selector("body[data-ready]")
     page.get_by_role("link", name="All videos").click()
     assert page.locator("#videos li").count() == 2
+
+
+@pytest.mark.parametrize("video", ["long/udacity_dashcam_9s.mp4", "actions5/wave/a3_s1_t1.mp4"])
+def test_a_real_clip_at_its_usual_size(
+    video: str, real_data: Path, open_page: OpenPage, tmp_path: Path
+) -> None:
+    written = inspect(real_data / video, out=tmp_path / "page.html").page
+    assert written.stat().st_size < 1.5e6
+    page = open_page(written)
+    page.wait_for_selector("body[data-ready]")
+    mask = masks_of(real_data / video, ClipOptions())
+    for key, reference in (("adjacent", "adjacent"), ("anchored", "anchor")):
+        choose(page, key)
+        for threshold in (0.05, 0.1, 0.25):
+            slide(page, threshold)
+            tokens = TokensConfig(kind="run-length", reference=reference, threshold=threshold)  # type: ignore[arg-type]
+            assert page.evaluate("Array.from(mask)") == mask(tokens)
+    for kind in ("redundancy", "group-dynamic", "random", "tube"):
+        choose(page, kind)
+        for budget in (8, 400, 944):
+            slide(page, budget)
+            expected = mask(TokensConfig(kind=kind, token_budget=budget))
+            assert page.evaluate("Array.from(mask)") == expected

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -68,9 +70,28 @@ def inspect(
     reading = clip_reading(clip or ClipOptions(), run)
     library, names, single = _videos(str(source), str(store))
     page.parent.mkdir(parents=True, exist_ok=True)
-    if single:
+    with _one_thread():
+        if not single:
+            return _write_all(library, names, reading, page, str(source or store))
         write_atomically(page, render_page(inspect_clip(library, names[0], reading)))
-        return InspectReport(page, 1)
+    return InspectReport(page, 1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The tensors of one clip are small: threads that wait for one another would cost several times what they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write_all(
+    library: VideoLibrary, names: Sequence[str], reading: ClipReading, page: Path, source: str
+) -> InspectReport:
+    """A page per video, and the index of them at `page`."""
     folder = page.with_name(f"{page.stem}_pages")
     folder.mkdir(exist_ok=True)
     entries: list[VideoEntry] = []
@@ -80,9 +101,7 @@ def inspect(
             broken.append(result)
         else:
             entries.append(result)
-    write_atomically(
-        page, render_index(printable(str(source or store)), entries, broken, reading.describe())
-    )
+    write_atomically(page, render_index(printable(source), entries, broken, reading.describe()))
     return InspectReport(page, len(entries), tuple(broken))
 
 

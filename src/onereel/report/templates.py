@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from onereel.report import text
 
 
+@cache
 def environment() -> Environment:
     """Where the templates beside this file are found, with the filters that they use."""
     found = Environment(
