@@ -153,6 +153,24 @@ def cut_rows(windows: Sequence[Tensor]) -> list[Row]:
     return [shares, found, alarms, fewest]
 
 
+def mixing_rows(windows: Sequence[Tensor]) -> list[Row]:
+    """What mixup and cutmix, half and half with another video's clip, make of the tokens."""
+    ours = torch.cat(list(windows))
+    theirs = torch.cat([*windows[1:], windows[0]])
+    blended = ((ours.float() + theirs.float()) / 2).round().to(torch.uint8)
+    pasted = torch.cat([ours[..., : SIZE // 2], theirs[..., SIZE // 2 :]], dim=-1)
+    rows = [share_row("each of the clips to mix", ours), share_row("mixup, half and half", blended)]
+    for rule, selector in (
+        ("run-length", RUN_LENGTH["as published"]),
+        ("redundancy, 470", REDUNDANCY["as published"]),
+    ):
+        counts = kept(selector, pasted).unflatten(1, tuple(GRID)).float()
+        share = counts[..., GRID.gw // 2 :].sum((1, 2, 3)) / counts.sum((1, 2, 3))
+        what = f"cutmix of halves, {rule}: mean distance of a half's tokens from .5"
+        rows.append({"clips": what, "as published": (share - 0.5).abs().mean().item()})
+    return rows
+
+
 def cost_row(clips: Tensor) -> Row:
     """CPU milliseconds per clip, normalised floats, one thread."""
     row: Row = {"clips": "CPU ms per clip"}
@@ -208,7 +226,8 @@ def main() -> None:
     for rate in SAMPLING_RATES:
         clips = torch.cat([clips for (_, other), clips in windows.items() if other == rate])
         rows.append(recall_row(f"of what is kept as published, 16x{rate}", clips))
-    rows += cut_rows([clips for (_, rate), clips in windows.items() if rate == 1])
+    slow = [clips for (_, rate), clips in windows.items() if rate == 1]
+    rows += [*mixing_rows(slow), *cut_rows(slow)]
     rows.append(cost_row(torch.stack(stills)))
     report("Guards of token selection", rows, claims_of(rows), options.json)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onereel import build
 from onereel.config import DataConfig, ModelConfig, RunConfig, TokensConfig
@@ -79,6 +81,54 @@ def test_one_group_is_redundancy() -> None:
         s.select(embeddings, embeddings, VIDEOMAE, None).keep_mask for s in (one, redundancy())
     ]
     assert torch.equal(*masks)
+
+
+def chosen_by_loop(clip: torch.Tensor, groups: list[range], count: int) -> set[int]:
+    """The published rule word for word: in each group the first tubelet copies the second, the best share is kept.
+
+    Args:
+        clip: embeddings `(gt, places, D)`.
+        groups: times of each group, two or more each, all as long as one another.
+    """
+    places = clip.shape[1]
+    chosen: set[int] = set()
+    for g, times in enumerate(groups):
+        importance = {}
+        for t in times:
+            other = t - 1 if t > times[0] else t + 1
+            for place in range(places):
+                distance = (clip[t, place] - clip[other, place]).double().norm().item()
+                importance[t * places + place] = distance
+        share = count // len(groups) + (g < count % len(groups))
+        # Rounded as the selector's float32, so that the two copies of a score tie.
+        order = sorted(importance, key=lambda i: (-round(importance[i], 4), i))
+        chosen |= set(order[:share])
+    return chosen
+
+
+@given(
+    gt=st.integers(2, 12),
+    flux=st.booleans(),
+    share=st.floats(0.05, 1),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=40, deadline=None)
+def test_presets_equal_the_published_rules(gt: int, flux: bool, share: float, seed: int) -> None:
+    num_groups = (1 if gt < 4 else 2 if gt == 4 or gt % 4 else 4) if flux and gt % 2 == 0 else 1
+    each = gt // num_groups
+    groups = [range(g * each, (g + 1) * each) for g in range(num_groups)]
+    grid = TubeletGrid(gt, 2, 3)
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(2, grid.num_tokens, 5, generator=generator)
+    count = max(1, int(share * grid.num_tokens))
+    if num_groups > 1:
+        selector = group_dynamic(GroupCount(token_budget=count))
+    else:
+        selector = redundancy(ClipCount(token_budget=count))
+    keep = selector.select(embeddings, embeddings, grid, None).keep_mask
+    for clip, mask in zip(embeddings, keep, strict=True):
+        expected = chosen_by_loop(clip.view(gt, 6, 5), groups, count)
+        assert set(mask.nonzero().flatten().tolist()) == expected
 
 
 @pytest.mark.parametrize("gt", [1, 2, 3, 4, 5, 7, 12])
@@ -216,6 +266,7 @@ CUDA_SELECTORS = {
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("selector", CUDA_SELECTORS.values(), ids=CUDA_SELECTORS)
 def test_cuda_chooses_as_the_cpu_does_without_waiting_for_it(selector: Selector) -> None:
     generator = torch.Generator().manual_seed(0)
