@@ -22,8 +22,10 @@ from onereel.errors import ConfigError, DataError
 from onereel.evaluation.classification import ClassificationResult
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
+from onereel.files import write_atomically
 from onereel.inspection.pages import inspect as inspect
-from onereel.loading import load, load_encoder
+from onereel.loading import TOKENIZER, find_tokenizer, load, load_encoder
+from onereel.models.text import Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import compile_blocks
 from onereel.pictures import try_report
@@ -161,8 +163,9 @@ def _train_in(
     dataset = build.build_dataset(config, annotations, class_names or None, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
     augment = build.build_augment(config, len(class_names) or None, training=True)
+    tokenizer = _tokenizer(config, annotations, run if resume else None)
     validation = Validation(config, run, class_names, world) if config.data.val else None
-    model = build.build_trainee(config, len(class_names))
+    model = build.build_trainee(config, len(class_names), tokenizer)
     if config.model.pretrained and not resume:
         load_encoder(model, config)
     objective = build.build_objective(config, model).to(world.device)
@@ -171,6 +174,9 @@ def _train_in(
     plan = plan_steps(config, loader.num_batches, world.world_size)
     run_on_main(lambda: held.enter_context(run_lock(run)))
     run_on_main(lambda: create_run(run, config, overwrite=overwrite, resume=resume))
+    if tokenizer is not None:
+        text = tokenizer.to_json()
+        run_on_main(lambda: write_atomically(run / TOKENIZER, text))
     result = fit(
         objective,
         loader,
@@ -187,6 +193,17 @@ def _train_in(
     shown = validation.dataset if validation else dataset
     run_on_main(lambda: try_report(run, config, objective, shown))
     return TrainResult(run, result.step, result.metrics)
+
+
+def _tokenizer(
+    config: RunConfig, annotations: Annotations, resumed: Path | None
+) -> Tokenizer | None:
+    """That of a resumed run or of the weights to start from, else one of the captions; None where none are learned."""
+    if not build.learns_pairs(config):
+        return None
+    source = resumed or config.model.pretrained
+    found = find_tokenizer(source, config.text.context_length) if source else None
+    return found or build.build_tokenizer(config, annotations)
 
 
 def _class_names(config: RunConfig, annotations: Annotations) -> tuple[str, ...]:

@@ -10,20 +10,25 @@ from pathlib import Path
 
 import torch
 
-from onereel.config import RunConfig, TokensConfig
+from onereel.config import ObjectiveConfig, RunConfig, TokensConfig
 from onereel.data.annotations import Annotations, paragraphs, read_annotations
 from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
 from onereel.data.sources.epic import are_actions
 from onereel.errors import ConfigError, unknown_name
-from onereel.models.heads import ClassificationHead
+from onereel.models.dual_encoder import DualEncoder
+from onereel.models.heads import ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.registry import create_decoder, create_encoder, patch_size_of
+from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import VisionTransformer
 from onereel.objectives.classification import ClassificationObjective
+from onereel.objectives.contrastive import InfoNce, SigmoidLoss
 from onereel.objectives.masked import MaskedObjective
+from onereel.objectives.max_margin import MaxMargin
+from onereel.objectives.pairs import PairObjective
 from onereel.tokens.budgets import (
     BatchCount,
     Budget,
@@ -66,6 +71,13 @@ SELECTORS: dict[str, Callable[[TokensConfig, PixelScore], Selector]] = {
 # What a selector's name alone stands for: its budget, and where that is a share, which; as published where it was.
 OWN_BUDGET = {"run-length": "threshold", "group-dynamic": "group"}
 OWN_KEEP_RATIO = {"redundancy": REDUNDANCY_RATIO, "group-dynamic": GROUP_DYNAMIC_RATIO}
+
+
+PAIR_LOSSES: dict[str, Callable[[ObjectiveConfig], InfoNce | SigmoidLoss | MaxMargin]] = {
+    "contrastive": lambda learned: InfoNce(learned.freeze_scale),
+    "sigmoid": lambda learned: SigmoidLoss(),
+    "max-margin": lambda learned: MaxMargin(learned.margin),
+}
 
 
 def build_selector(
@@ -211,6 +223,7 @@ def build_encoder(config: RunConfig) -> VisionTransformer:
         size=config.data.size,
         tubelet_size=model.tubelet_size,
         positions=model.positions,
+        style=model.style,
         pool=model.pool,
         drop_path_rate=model.drop_path_rate,
         qk_norm=model.qk_norm,
@@ -247,6 +260,36 @@ def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
     return MaskedAutoencoder(encoder, decoder, selector, masking, build_frames(config))
 
 
+def build_tokenizer(config: RunConfig, annotations: Annotations) -> Tokenizer:
+    """Byte pairs of all captions of a training list."""
+    text = config.text
+    return Tokenizer.train(annotations.captions(), text.vocab_size, text.context_length)
+
+
+def build_dual_encoder(config: RunConfig, tokenizer: Tokenizer) -> DualEncoder:
+    """Both towers of a video-language run, freshly initialised from `config.seed`."""
+    model, text = config.model, config.text
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config)
+        head = ProjectionHead(encoder.embed_dim, text.embed_dim, model.pool)
+        tower = TextTower(
+            text.size,
+            vocab_size=tokenizer.vocab_size,
+            context_length=text.context_length,
+            out_dim=text.embed_dim,
+            end_id=tokenizer.end_id,
+            checkpointing=model.checkpointing,
+        )
+    video = VideoModel(encoder, head, _selector_of(encoder, config), config)
+    return DualEncoder(video, tower, tokenizer)
+
+
+def learns_pairs(config: RunConfig) -> bool:
+    """Whether a run learns which caption goes with which clip."""
+    return config.objective.kind in PAIR_LOSSES
+
+
 def _selector_of(encoder: VisionTransformer, config: RunConfig) -> Selector:
     selector = build_selector(
         config.tokens, encoder.tubelet_size, encoder.patch_size, config.augment.std
@@ -259,17 +302,29 @@ def _selector_of(encoder: VisionTransformer, config: RunConfig) -> Selector:
     return selector
 
 
-def build_trainee(config: RunConfig, num_classes: int) -> VideoModel | MaskedAutoencoder:
-    """The model of a run, whatever it learns."""
+def build_trainee(
+    config: RunConfig, num_classes: int, tokenizer: Tokenizer | None = None
+) -> VideoModel | MaskedAutoencoder | DualEncoder:
+    """The model of a run, whatever it learns; a video-language run needs a tokenizer."""
     if config.objective.kind == "masked":
         return build_autoencoder(config)
+    if tokenizer is not None:
+        return build_dual_encoder(config, tokenizer)
     return build_model(config, num_classes)
 
 
 def build_objective(
-    config: RunConfig, model: VideoModel | MaskedAutoencoder
-) -> ClassificationObjective | MaskedObjective:
+    config: RunConfig, model: VideoModel | MaskedAutoencoder | DualEncoder
+) -> ClassificationObjective | MaskedObjective | PairObjective:
     """What the run learns, around the model that `build_trainee` gave."""
+    if isinstance(model, DualEncoder):
+        return PairObjective(
+            model,
+            PAIR_LOSSES[config.objective.kind](config.objective),
+            max_clips=config.train.batch_size_per_device * config.train.accum_steps,
+            mask_duplicates=config.objective.mask_duplicates,
+            seed=config.seed,
+        )
     if isinstance(model, MaskedAutoencoder):
         return MaskedObjective(model, config.augment.std, config.seed)
     return ClassificationObjective(model, config.objective.label_smoothing, config.seed)

@@ -170,8 +170,11 @@ class ModelConfig:
     """Frames per tubelet (t)."""
     pool: Literal["mean", "cls"] = "mean"
     """How a clip's tokens become one feature."""
-    positions: Literal["sincos", "sincos-1d", "learned"] = "sincos"
-    """Fixed sine-cosine by coordinate, or by running number (VideoMAE's weights), or a learned table."""
+    positions: Literal["sincos", "sincos-1d", "learned", "space-time"] = "sincos"
+    """Fixed sine-cosine by coordinate, or by running number (VideoMAE's weights), or a learned table, or learned
+    tables of places and times, added (CLIP's weights)."""
+    style: Literal["vit", "clip"] = "vit"
+    """Of norms, activation and patch embedding: the ViT paper's, or that of CLIP's weights."""
     fc_norm: bool = False
     """Normalise the pooled feature in place of each token, as VideoMAE's fine-tuning does."""
     drop_path_rate: float = 0.0
@@ -187,18 +190,39 @@ class ModelConfig:
     attention: Literal["auto", "sdpa", "varlen", "reference"] = "auto"
     """Attention back-end; auto: the fastest that is exact here."""
     pretrained: str = ""
-    """Weights to start from: a run, checkpoint or saved folder of onereel; VideoMAE, ViT or DINOv2 weights (a folder,
-    a .safetensors, .pth or .bin file); or the name OWNER/MODEL of such on the Hugging Face Hub."""
+    """Weights to start from: a run, checkpoint or saved folder of onereel; weights of VideoMAE, a ViT, DINOv2 or CLIP
+    (a folder, a .safetensors, .pth or .bin file); or the name OWNER/MODEL of such on the Hugging Face Hub."""
     inflation: Literal["central", "mean"] = "central"
     """How an image model's patch embedding becomes one of tubelets: all in the middle frame, or spread evenly."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text tower of a video-language run."""
+
+    size: str = "base"
+    """micro, base or large; the last two are those of CLIP's ViT-B and ViT-L."""
+    context_length: int = 77
+    """Most tokens of a caption; longer ones lose their last words."""
+    vocab_size: int = 16384
+    """Most byte pairs of the tokenizer that is trained on the captions; model.pretrained brings its own."""
+    embed_dim: int = 256
+    """Width of the space that clips and captions share."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("context_length", 3), ("vocab_size", 258), ("embed_dim", 1)):
+            _require(getattr(self, name) >= least, f"text.{name}", getattr(self, name), f">= {least}")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What is learned."""
 
-    kind: Literal["classification", "masked"] = "classification"
-    """classification: the label. masked: the pixels of hidden tubelets, without labels (VideoMAE, EVEREST)."""
+    kind: Literal["classification", "masked", "contrastive", "sigmoid", "max-margin"] = (
+        "classification"
+    )
+    """classification: the label. masked: the pixels of hidden tubelets, without labels (VideoMAE, EVEREST). contrastive
+    (InfoNCE), sigmoid (SigLIP), max-margin (EPIC-KITCHENS-100 retrieval): which caption goes with which clip."""
     label_smoothing: float = 0.0
     """classification: share of the target that goes to all classes alike."""
     mask: Literal["tube", "random"] = "tube"
@@ -207,6 +231,12 @@ class ObjectiveConfig:
     """masked: share hidden, of places (tube) or of the tokens that the selector keeps (random)."""
     decode_ratio: float = 1.0
     """masked: share of the hidden tokens that the decoder reconstructs; 0.5 is VideoMAE v2's dual masking."""
+    freeze_scale: bool = False
+    """contrastive: keep the logits' scale at its initial 14.29, as AVION's released models were trained."""
+    margin: float = 0.2
+    """max-margin: by how much the own caption must be more alike than others."""
+    mask_duplicates: bool = False
+    """contrastive, sigmoid, max-margin: clips with equal captions are no negatives of one another."""
 
     def __post_init__(self) -> None:
         _require(
@@ -214,6 +244,7 @@ class ObjectiveConfig:
         )
         decode = self.decode_ratio
         _require(0 < decode <= 1, "objective.decode_ratio", decode, "above 0, up to 1")
+        _require(0 < self.margin <= 2, "objective.margin", self.margin, "above 0, up to 2")
         _require(
             0 <= self.label_smoothing < 1,
             "objective.label_smoothing",
@@ -327,6 +358,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

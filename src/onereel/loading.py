@@ -15,6 +15,7 @@ from onereel import build
 from onereel.archives import read_archive
 from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
+from onereel.models.dual_encoder import DualEncoder
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained import (
     Converted,
@@ -25,14 +26,24 @@ from onereel.models.pretrained import (
     locate,
     read_weights,
 )
+from onereel.models.pretrained.clip import MAY_BE_NEW as CLIP_MAY_BE_NEW
+from onereel.models.pretrained.clip import convert_clip, is_clip
 from onereel.models.pretrained.folder import holds_saved_model, read_folder
+from onereel.models.pretrained.report import MAY_BE_NEW
 from onereel.models.pretrained.videomae import run_config_of
+from onereel.models.text import Tokenizer
 from onereel.models.video_model import VideoModel
+from onereel.tokens.positions import resize_positions
 from onereel.training import holds_run, is_checkpoint, latest_valid
+from onereel.types import TubeletGrid
 
 logger = logging.getLogger(__name__)
 
 OURS = "onereel"
+TOKENIZER = "tokenizer.json"
+"""Of a video-language run, in its folder."""
+MAY_BE_NEW_IN_PAIRS = rf"{CLIP_MAY_BE_NEW}|text\."
+"""Weights of a video model have no text tower."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,11 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
         return _load_videomae(found, config)
     tensors, own_config, class_names, facts = found
     config = config or own_config
+    if build.learns_pairs(config):
+        raise ConfigError(
+            f"{source} compares videos with texts and has no classes: onereel.load_dual_encoder loads it, "
+            "`onereel embed` and `onereel search` use it"
+        )
     if config.objective.kind != "classification":
         raise ConfigError(
             f"{source} was pre-trained without labels and has no classes to answer with. Fine-tune it: "
@@ -84,6 +100,47 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
     saved = Converted(OURS, dict(tensors), {name: name for name in tensors})
     load_converted(model, saved, source=str(source), whole=True)
     return TrainedModel(model.eval(), config, class_names, facts)
+
+
+@dataclass(frozen=True)
+class TrainedDualEncoder:
+    """Both towers, and the configuration that they were trained with or are used with."""
+
+    model: DualEncoder
+    config: RunConfig
+
+
+def load_dual_encoder(source: str | Path, config: RunConfig | None = None) -> TrainedDualEncoder:
+    """The towers of a video-language run in evaluation mode.
+
+    Args:
+        source: the run's folder, or a checkpoint in it.
+        config: use the weights under this configuration (other tokens, say) in place of their own.
+
+    Raises:
+        OnereelError: there is no such run, or its weights do not fit `config`.
+    """
+    found = _find(source)
+    if isinstance(found, Weights) or not build.learns_pairs(found[1]):
+        raise ConfigError(
+            f"{source} is no video-language run: onereel train RECIPE --objective.kind contrastive makes one"
+        )
+    tensors, own_config, *_ = found
+    config = config or own_config
+    tokenizer = find_tokenizer(source, config.text.context_length)
+    if tokenizer is None:
+        raise ConfigError(f"{source} has lost its {TOKENIZER}; copy it from the folder of the run")
+    model = build.build_dual_encoder(config, tokenizer)
+    load_converted(model, _to_start_from(tensors, model), source=str(source), whole=True)
+    return TrainedDualEncoder(model.eval(), config)
+
+
+def find_tokenizer(source: str | Path, context_length: int) -> Tokenizer | None:
+    """The tokenizer beside weights, in their folder or that of their run; None where there is none."""
+    path = locate(source)
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    files = [folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()]
+    return Tokenizer.load(files[0], context_length) if files else None
 
 
 Saved = tuple[Mapping[str, torch.Tensor], RunConfig, tuple[str, ...], Mapping[str, Any]]
@@ -133,23 +190,52 @@ def _facts_of_run(run: Path) -> dict[str, Any]:
 
 
 def _to_start_from(
-    tensors: Mapping[str, torch.Tensor], model: VideoModel | MaskedAutoencoder
+    tensors: Mapping[str, torch.Tensor], model: VideoModel | MaskedAutoencoder | DualEncoder
 ) -> Converted:
-    """Weights of ours for a model that may pool before its norm, and that may lack a decoder or a classifier."""
+    """Weights of ours for a model that may pool before its norm, that may lack a decoder, a classifier or a text tower,
+    or that may see other lengths of clip and sizes of picture."""
     found = Converted(OURS)
-    moves = isinstance(model.encoder.norm, torch.nn.Identity) and "head.norm.weight" not in tensors
+    wanted = model.state_dict()
+    moves = "head.norm.weight" in wanted and "head.norm.weight" not in tensors
+    from_pairs = any(name.startswith("video.") for name in tensors)
     parts = {name for name, _ in model.named_children()}
     for name, value in tensors.items():
         ours = name
-        if moves and name.startswith("encoder.norm."):
-            ours = name.replace("encoder.norm.", "head.norm.")
+        if from_pairs and "video" not in parts:
+            ours = name.removeprefix("video.")
+        elif "video" in parts and not from_pairs:
+            ours = f"video.{name}"
+        if moves and ours.startswith("encoder.norm."):
+            ours = ours.replace("encoder.norm.", "head.norm.")
             found.changes[ours] = "was the norm of the tokens"
-        part = name.split(".")[0]
-        if part in parts:
+        if from_pairs and ours == "head.fc.weight":
+            found.left_out[name] = "into the space of captions"
+        elif "video" in parts and not from_pairs and ".encoder." not in ours:
+            found.left_out[name] = "of classes or pixels"
+        elif ours.split(".")[0] in parts:
             found.tensors[ours], found.origins[ours] = value, name
         else:
-            found.left_out[name] = f"this model has no {part}"
+            found.left_out[name] = f"this model has no {ours.split('.')[0]}"
+    _resize_tables(found, wanted)
     return found
+
+
+def _resize_tables(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Fit tables of places and of times to another size of picture and length of clip."""
+    for name in [name for name in wanted if name.endswith("encoder.temporal_embed")]:
+        for ours in (name, name.replace("temporal_embed", "pos_embed")):
+            if ours not in found.tensors or found.tensors[ours].shape == wanted[ours].shape:
+                continue
+            old, new = (_table_grid(ours, len(t)) for t in (found.tensors[ours], wanted[ours]))
+            found.tensors[ours] = resize_positions(found.tensors[ours], old, new)
+            found.changes[ours] = f"interpolated from {old.num_tokens} to {new.num_tokens}"
+
+
+def _table_grid(name: str, length: int) -> TubeletGrid:
+    if name.endswith("temporal_embed"):
+        return TubeletGrid(length, 1, 1)
+    side = round(length**0.5)
+    return TubeletGrid(1, side, side)
 
 
 def _load_videomae(weights: Weights, config: RunConfig | None) -> TrainedModel:
@@ -165,32 +251,43 @@ def _load_videomae(weights: Weights, config: RunConfig | None) -> TrainedModel:
 
 
 def load_weights(
-    model: VideoModel | MaskedAutoencoder,
+    model: VideoModel | MaskedAutoencoder | DualEncoder,
     weights: Weights,
     config: RunConfig,
     *,
     whole: bool = False,
 ) -> LoadReport:
     """Put another family's weights into the model and log what became of each tensor."""
-    converted = convert(
-        weights.tensors,
-        weights.config,
-        model.encoder,
-        inflation=config.model.inflation,
-        source=weights.source,
-    )
-    report = load_converted(model, converted, source=weights.source, whole=whole)
+    source = weights.source
+    if isinstance(model, DualEncoder):
+        if not is_clip(weights.tensors):
+            raise ConfigError(
+                f"{source} holds no text tower; a video-language run starts from CLIP's weights or a run of onereel"
+            )
+        converted = convert_clip(weights.tensors, weights.config, model, source)
+        report = load_converted(model, converted, source=source, may_be_new=CLIP_MAY_BE_NEW)
+    else:
+        converted = convert(
+            weights.tensors,
+            weights.config,
+            model.encoder,
+            inflation=config.model.inflation,
+            source=source,
+        )
+        report = load_converted(model, converted, source=source, whole=whole)
     logger.info("%s", report)
     given = (config.augment.mean, config.augment.std)
     if weights.pixel_stats is not None and weights.pixel_stats != given:
         logger.warning(
             "%s was trained on pixels of mean %s and standard deviation %s; augment.mean and augment.std are %s, %s",
-            *(weights.source, *weights.pixel_stats, *given),
+            *(source, *weights.pixel_stats, *given),
         )
     return report
 
 
-def load_encoder(model: VideoModel | MaskedAutoencoder, config: RunConfig) -> LoadReport:
+def load_encoder(
+    model: VideoModel | MaskedAutoencoder | DualEncoder, config: RunConfig
+) -> LoadReport:
     """Start from the weights that `config.model.pretrained` names; the classifier stays fresh.
 
     Raises:
@@ -206,6 +303,8 @@ def load_encoder(model: VideoModel | MaskedAutoencoder, config: RunConfig) -> Lo
             f"{source} was trained with model.positions {learned_with}, and this run has {config.model.positions}: "
             f"set --model.positions {learned_with}"
         )
-    report = load_converted(model, _to_start_from(found[0], model), source=source)
+    may_be_new = MAY_BE_NEW_IN_PAIRS if isinstance(model, DualEncoder) else MAY_BE_NEW
+    converted = _to_start_from(found[0], model)
+    report = load_converted(model, converted, source=source, may_be_new=may_be_new)
     logger.info("%s", report)
     return report

@@ -12,8 +12,9 @@ from onereel.config import RunConfig
 from onereel.data.dataset import ClipDataset, Sample
 from onereel.errors import DecodeError, OnereelError
 from onereel.evaluation.inference import autocast, evaluating, view_probabilities
+from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
-from onereel.objectives import ClassificationObjective, MaskedObjective
+from onereel.objectives import ClassificationObjective, MaskedObjective, PairObjective
 from onereel.report.examples import Reconstructed, write_examples, write_reconstructions
 from onereel.report.run_report import write_report
 from onereel.tokens.packing import kept_tokens
@@ -29,7 +30,7 @@ EXAMPLES_SEARCHED = 64
 def try_report(
     run: Path,
     config: RunConfig,
-    objective: ClassificationObjective | MaskedObjective,
+    objective: ClassificationObjective | MaskedObjective | PairObjective,
     dataset: ClipDataset,
 ) -> None:
     """Write the report of a run that is done and saved: that it cannot be written is no reason to fail."""
@@ -43,7 +44,7 @@ def try_report(
 def _write_pictures(
     run: Path,
     config: RunConfig,
-    objective: ClassificationObjective | MaskedObjective,
+    objective: ClassificationObjective | MaskedObjective | PairObjective,
     dataset: ClipDataset,
 ) -> None:
     samples = _example_samples(dataset)
@@ -56,15 +57,17 @@ def _write_pictures(
     batch = normalise(batch, next(objective.parameters()).device)
     captions = [_caption(dataset, sample) for sample in samples]
     clips = [sample.clip for sample in samples]
-    encoder = objective.model.encoder
+    model = objective.model
+    encoder = model.video.encoder if isinstance(model, DualEncoder) else model.encoder
     sizes = {"tubelet_size": encoder.tubelet_size, "patch_size": encoder.patch_size}
     if isinstance(objective, MaskedObjective):
         shown, grid = _reconstructed(config, objective, batch)
         write_reconstructions(run, clips, shown, captions, grid=grid, **sizes)
         return
-    model: VideoModel = objective.model
+    video = model.video if isinstance(model, DualEncoder) else model
+    assert isinstance(video, VideoModel)
     with evaluating(model):
-        _, output = view_probabilities(model, batch, precision=config.train.precision, seed=0)
+        _, output = view_probabilities(video, batch, precision=config.train.precision, seed=0)
     features = output.features
     write_examples(run, clips, list(kept_tokens(features)), captions, grid=features.grid, **sizes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -129,6 +129,20 @@ class Annotations:
     def label_names(self) -> tuple[str, ...]:
         """All labels, sorted; by value if all are integers. Their order numbers the classes."""
         return tuple(self.label_counts())
+
+    def captions(self) -> Iterator[str]:
+        """Every text of the list: a retrieval list's sentences, or all captions of all records.
+
+        Raises DataError where there are none.
+        """
+        if self.origin.sentences is not None:
+            yield from self.origin.sentences.texts
+            return
+        if not self.has_captions:
+            raise DataError(f"{self.source}: no captions; add a column 'caption'")
+        for chunk in self._columns["caption"].chunks:
+            texts = chunk.flatten() if pa.types.is_nested(chunk.type) else chunk
+            yield from texts.drop_null().to_pylist()
 
     def where(self, index: int) -> str:
         """Where record `index` is written: `train.csv, line 7`."""

@@ -21,6 +21,8 @@ RECIPES = {
     "actions_rlt": "onereel.recipes.actions:actions_rlt",
     "actions_mae": "onereel.recipes.actions:actions_mae",
     "actions_everest": "onereel.recipes.actions:actions_everest",
+    "language_demo": "onereel.recipes.language:language_demo",
+    "language_demo_rlt": "onereel.recipes.language:language_demo_rlt",
     "k400_vitb": "onereel.recipes.kinetics:k400_vitb",
     "rlt_k400_vitb": "onereel.recipes.kinetics:rlt_k400_vitb",
     "ssv2_vitb": "onereel.recipes.kinetics:ssv2_vitb",

@@ -1,6 +1,7 @@
 """The folder of a run: what lies in it, and who may write into it.
 
-`config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `quarantine.csv`, `report.html`, `eval/`.
+`config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `quarantine.csv`, `report.html`, `eval/`; and of a
+video-language run `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from onereel.config import RunConfig, from_json, to_json
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
 
-CONTENTS = ("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html")
+CONTENTS = (
+    *("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html"),
+    "tokenizer.json",
+)
 LOCK = ".lock"
 FOLDERS = ("tensorboard", "checkpoints", "eval", "examples")
 

@@ -1,0 +1,43 @@
+"""Video and language: which caption goes with which clip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onereel.config import (
+    AugmentConfig,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    TextConfig,
+    TokensConfig,
+    TrainConfig,
+)
+
+
+def language_demo() -> RunConfig:
+    """Small towers from scratch on narrated videos, as the demo draws them; minutes on two cores. Dense tokens.
+
+    Captions say left and right, so nothing is mirrored. Scores and times: benchmarks/language_demo.py.
+    Command: onereel train language_demo --data.train train.csv --data.val val.csv --data.store STORE
+    """
+    return RunConfig(
+        data=DataConfig(num_frames=8, size=64, crop_scale=(0.7, 1.0), num_workers=1),
+        augment=AugmentConfig(hflip_prob=0.0),
+        model=ModelConfig(name="vit_micro_patch8_64", patch_norm=True),
+        text=TextConfig(size="micro", context_length=16, vocab_size=512, embed_dim=64),
+        objective=ObjectiveConfig(kind="contrastive", mask_duplicates=True),
+        optim=OptimConfig(
+            lr=2e-3, lr_batch_size=0, warmup_epochs=1, betas=(0.9, 0.98), clip_grad_norm=1.0
+        ),
+        train=TrainConfig(epochs=30, batch_size_per_device=64, log_every=10, save_every=500),
+        eval=EvalConfig(batch_size_per_device=16),
+    )
+
+
+def language_demo_rlt() -> RunConfig:
+    """The same run with run-length tokens: only what moves is computed."""
+    return replace(language_demo(), tokens=TokensConfig(kind="run-length"))
