@@ -20,11 +20,12 @@ from onereel.data.annotation_check import check_annotations as _check_annotation
 from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError, DataError
 from onereel.evaluation.classification import ClassificationResult
+from onereel.evaluation.pairs import RetrievalResult
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
 from onereel.files import write_atomically
 from onereel.inspection.pages import inspect as inspect
-from onereel.loading import TOKENIZER, find_tokenizer, load, load_encoder
+from onereel.loading import TOKENIZER, find_tokenizer, load, load_dual_encoder, load_encoder
 from onereel.models.text import Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import compile_blocks
@@ -237,7 +238,7 @@ def evaluate(
     checkpoint: str | Path = "",
     config: RunConfig | None = None,
     device: str = "auto",
-) -> ClassificationResult:
+) -> ClassificationResult | RetrievalResult:
     """Test a run and write RUN/eval/NAME.json; under torchrun all ranks share the work.
 
     Args:
@@ -264,7 +265,12 @@ def evaluate(
     if not config.data.val:
         raise ConfigError(f"{run} was trained without a validation list: give --data.val LIST")
     with distributed(device) as world:
-        trained = load(checkpoint or run, config)
+        weights = checkpoint or run
+        if build.learns_pairs(config):
+            test = Validation(config, Path(run), (), world)
+            towers = load_dual_encoder(weights, config).model
+            return test.result(towers.to(world.device), name, checkpoint)
+        trained = load(weights, config)
         test = Validation(config, Path(run), trained.class_names, world)
         return test.result(trained.model.to(world.device), name, checkpoint)
 

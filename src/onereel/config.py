@@ -211,7 +211,9 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("context_length", 3), ("vocab_size", 258), ("embed_dim", 1)):
-            _require(getattr(self, name) >= least, f"text.{name}", getattr(self, name), f">= {least}")
+            _require(
+                getattr(self, name) >= least, f"text.{name}", getattr(self, name), f">= {least}"
+            )
 
 
 @dataclass(frozen=True)

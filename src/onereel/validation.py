@@ -11,8 +11,10 @@ from onereel.data.dataset import ClipDataset
 from onereel.errors import DataError, OnereelError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
 from onereel.evaluation.masked import evaluate_masked
+from onereel.evaluation.pairs import RetrievalResult, evaluate_pairs
+from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
-from onereel.objectives import ClassificationObjective, MaskedObjective
+from onereel.objectives import ClassificationObjective, MaskedObjective, PairObjective
 from onereel.training import World, run_on_main
 
 logger = logging.getLogger(__name__)
@@ -41,16 +43,29 @@ class Validation:
         label_names = class_names or None
         if label_names is not None:
             annotations.check_labels(label_names)
+        if build.learns_pairs(config) and not annotations.has_captions:
+            raise DataError(f"{annotations.source}: no captions; add a column 'caption'")
         self.dataset = build.build_dataset(config, annotations, label_names, training=False)
         _check_present(self.dataset)
         self.loader = build.build_eval_loader(config, self.dataset, world=world)
         self.augment = build.build_augment(config, len(class_names) or None, training=False)
 
     def result(
-        self, model: VideoModel, name: str, weights: str | Path = ""
-    ) -> ClassificationResult:
-        """Test a classifier and write RUN/eval/NAME.json."""
-        result = evaluate_classification(
+        self, model: VideoModel | DualEncoder, name: str, weights: str | Path = ""
+    ) -> ClassificationResult | RetrievalResult:
+        """Test a classifier, or what two towers retrieve, and write RUN/eval/NAME.json."""
+        result = (
+            self._retrieved(model) if isinstance(model, DualEncoder) else self._classified(model)
+        )
+        settings = {
+            "weights": str(weights or self.run),
+            **{part: to_dict(getattr(self.config, part)) for part in ("data", "tokens", "eval")},
+        }
+        run_on_main(lambda: result.save(self.run / "eval" / f"{name}.json", settings))
+        return result
+
+    def _classified(self, model: VideoModel) -> ClassificationResult:
+        return evaluate_classification(
             model,
             self.loader,
             self.augment,
@@ -60,14 +75,22 @@ class Validation:
             precision=self.config.train.precision,
             seed=self.config.seed,
         )
-        settings = {
-            "weights": str(weights or self.run),
-            **{part: to_dict(getattr(self.config, part)) for part in ("data", "tokens", "eval")},
-        }
-        run_on_main(lambda: result.save(self.run / "eval" / f"{name}.json", settings))
-        return result
 
-    def __call__(self, objective: ClassificationObjective | MaskedObjective) -> dict[str, float]:
+    def _retrieved(self, model: DualEncoder) -> RetrievalResult:
+        return evaluate_pairs(
+            model,
+            self.loader,
+            self.augment,
+            self.dataset.annotations,
+            device=self.world.device,
+            num_views=self.config.eval.num_clips * self.config.eval.num_crops,
+            precision=self.config.train.precision,
+            seed=self.config.seed,
+        )
+
+    def __call__(
+        self, objective: ClassificationObjective | MaskedObjective | PairObjective
+    ) -> dict[str, float]:
         """The numbers for the log. A test that fails is said, and costs no training: `onereel eval` repeats it."""
         try:
             if isinstance(objective, MaskedObjective):

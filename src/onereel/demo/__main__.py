@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from onereel import api
-from onereel.config import TokensConfig
+from onereel.config import RunConfig, TokensConfig
 from onereel.demo.videos import write_demo_videos
 from onereel.errors import ConfigError, OnereelError
 from onereel.evaluation.classification import ClassificationResult
@@ -75,14 +75,20 @@ def test_selections(out: Path) -> dict[str, ClassificationResult]:
     """Evaluate the run with its own tokens, with as many random ones, and with all."""
     config = api.run_config(out)
     (out / "eval" / f"{api.RESULT}.json").unlink(missing_ok=True)
-    results = {"run-length": api.evaluate(out, name="run-length")}
+    results = {"run-length": _classified(out, "run-length", config)}
     budget = results["run-length"].kept_ratio
     for tokens in (TokensConfig(kind="random", keep_ratio=budget), TokensConfig(kind="all")):
         name = "dense" if tokens.kind == "all" else tokens.kind
-        results[name] = api.evaluate(out, name=name, config=replace(config, tokens=tokens))
+        results[name] = _classified(out, name, replace(config, tokens=tokens))
     for name, result in results.items():
         print(f"{name}: {result}")
     return results
+
+
+def _classified(out: Path, name: str, config: RunConfig) -> ClassificationResult:
+    result = api.evaluate(out, name=name, config=config)
+    assert isinstance(result, ClassificationResult)
+    return result
 
 
 @contextmanager

@@ -1,0 +1,177 @@
+"""Video-language runs through the Python API: train, resume, test, load, and start other runs from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import onereel
+from onereel import api
+from onereel.config import (
+    AugmentConfig,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    TextConfig,
+    TokensConfig,
+    TrainConfig,
+)
+from onereel.errors import ConfigError, DataError
+from onereel.loading import load_dual_encoder
+from onereel.training import checkpoint, list_checkpoints
+
+TINY = RunConfig(
+    recipe="tiny",
+    data=DataConfig(num_frames=2, size=32, num_workers=0),
+    augment=AugmentConfig(hflip_prob=0.0),
+    model=ModelConfig(
+        name="vit_micro_patch16_32",
+        tubelet_size=1,
+        pool="cls",
+        positions="space-time",
+        style="clip",
+    ),
+    text=TextConfig(size="micro", context_length=12, vocab_size=300, embed_dim=16),
+    objective=ObjectiveConfig(kind="contrastive"),
+    optim=OptimConfig(lr=1e-3, lr_batch_size=0, warmup_epochs=1),
+    train=TrainConfig(epochs=2, batch_size_per_device=2, accum_steps=2, log_every=1, save_every=1),
+)
+WORDS = ("red square", "blue disc", "green ring", "white cross")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    """Two videos of four narrated seconds each, one of two captions drawn for half of them."""
+    folder = tmp_path_factory.mktemp("narrated")
+    rows = ["path,label,caption,start,end"]
+    for i in range(2):
+        make_video(folder / f"{i}.mp4", num_frames=60, height=48, width=64, fps=15)
+        rows += [f"{i}.mp4,{w.split()[1]},a {w} {i},{s},{s + 1}" for s, w in enumerate(WORDS)]
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    (folder / "val.csv").write_text("\n".join(rows[:5]) + "\n")
+    return folder
+
+
+def train(videos: Path, out: Path, config: RunConfig = TINY) -> api.TrainResult:
+    return onereel.train(
+        config, data=str(videos / "train.csv"), val=str(videos / "val.csv"), out=out
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    train(videos, run)
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def test_a_run_trains_tests_itself_and_keeps_its_tokenizer(trained: Path) -> None:
+    assert len(losses(trained)) == 4
+    result = json.loads((trained / "eval" / "val.json").read_text())
+    assert result["num_videos"] == result["num_texts"] == 4
+    assert 0 <= result["top1"] <= 1
+    assert result["retrieval"]["text_to_video"]["num_queries"] == 4
+    assert (trained / "tokenizer.json").is_file()
+    assert (trained / "report.html").is_file()
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "broken"
+    shutil.copytree(trained, run)
+    oldest, *newer = sorted(list_checkpoints(run))
+    for path in newer:
+        path.unlink()
+    step = torch.load(oldest, weights_only=True)["step"]
+    assert step < 4
+    api.resume(run)
+    assert losses(run)[-(4 - step) :] == losses(trained)[step:]
+    first, second = (checkpoint.latest_valid(r)[1]["model"] for r in (trained, run))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_trained_run_is_loaded_with_other_tokens_and_tested_again(trained: Path) -> None:
+    config = replace(api.run_config(trained), tokens=TokensConfig(kind="tube", keep_ratio=0.5))
+    result = api.evaluate(trained, name="half", config=config)
+    assert result.cost.kept_ratio == 0.5
+    model = load_dual_encoder(trained).model
+    assert not model.training
+    with torch.no_grad():
+        assert model.encode_text(["a red square"]).shape == (1, 16)
+    with pytest.raises(ConfigError, match="load_dual_encoder"):
+        onereel.load(trained)
+
+
+def test_a_run_starts_from_another_with_more_frames(
+    videos: Path, trained: Path, tmp_path: Path
+) -> None:
+    """AVION's 4 to 16 frames: times are interpolated, everything else is taken over, the tokenizer too."""
+    config = replace(
+        TINY,
+        data=replace(TINY.data, num_frames=4),
+        model=replace(TINY.model, pretrained=str(trained)),
+        objective=ObjectiveConfig(kind="max-margin"),
+    )
+    train(videos, tmp_path / "longer", config)
+    tokenizers = [(run / "tokenizer.json").read_text() for run in (trained, tmp_path / "longer")]
+    assert tokenizers[0] == tokenizers[1]
+
+
+def test_a_classifier_starts_from_a_video_tower(
+    videos: Path, trained: Path, tmp_path: Path
+) -> None:
+    model = replace(TINY.model, pretrained=str(trained))
+    config = replace(TINY, model=model, objective=ObjectiveConfig())
+    result = train(videos, tmp_path / "actions", config)
+    assert "top1" in result.metrics
+    report = api.load_encoder(api.build.build_model(config, 3), config)
+    assert report.new == ("head.fc.weight", "head.fc.bias")
+    assert "into the space of captions" in report.left_out.values()
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "max-margin"])
+def test_other_losses_train(videos: Path, tmp_path: Path, kind: str) -> None:
+    train(videos, tmp_path / kind, replace(TINY, objective=ObjectiveConfig(kind=kind)))
+    assert len(losses(tmp_path / kind)) == 4
+
+
+def test_a_list_without_captions_is_refused_before_anything_is_written(
+    videos: Path, tmp_path: Path
+) -> None:
+    bare = videos / "bare.csv"
+    bare.write_text("path,label\n0.mp4,a\n1.mp4,b\n")
+    with pytest.raises(DataError, match="caption"):
+        onereel.train(TINY, data=str(bare), out=tmp_path / "no")
+    with pytest.raises(DataError, match="caption"):
+        onereel.train(TINY, data=str(videos / "train.csv"), val=str(bare), out=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_captions24_run_end_to_end(real_data: Path, tmp_path: Path) -> None:
+    data = real_data / "captions24" / "captions.csv"
+    config = replace(TINY, train=replace(TINY.train, batch_size_per_device=8, accum_steps=3))
+    result = onereel.train(config, data=str(data), val=str(data), out=tmp_path / "captions24")
+    assert result.step == 2
+    assert result.metrics["median_rank"] >= 1
