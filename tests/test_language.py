@@ -92,7 +92,7 @@ def test_a_run_trains_tests_itself_and_keeps_its_tokenizer(trained: Path) -> Non
     result = json.loads((trained / "eval" / "val.json").read_text())
     assert result["num_videos"] == result["num_texts"] == 4
     assert 0 <= result["top1"] <= 1
-    assert result["retrieval"]["text_to_video"]["num_queries"] == 4
+    assert result["details"]["text_to_video"]["num_queries"] == 4
     assert (trained / "tokenizer.json").is_file()
     assert (trained / "report.html").is_file()
 

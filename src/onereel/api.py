@@ -20,7 +20,7 @@ from onereel.data.annotation_check import check_annotations as _check_annotation
 from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError, DataError
 from onereel.evaluation.classification import ClassificationResult
-from onereel.evaluation.pairs import RetrievalResult
+from onereel.evaluation.pairs import PairResult
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
 from onereel.files import write_atomically
@@ -238,7 +238,7 @@ def evaluate(
     checkpoint: str | Path = "",
     config: RunConfig | None = None,
     device: str = "auto",
-) -> ClassificationResult | RetrievalResult:
+) -> ClassificationResult | PairResult:
     """Test a run and write RUN/eval/NAME.json; under torchrun all ranks share the work.
 
     Args:

@@ -11,7 +11,7 @@ from onereel.data.dataset import ClipDataset
 from onereel.errors import DataError, OnereelError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
 from onereel.evaluation.masked import evaluate_masked
-from onereel.evaluation.pairs import RetrievalResult, evaluate_pairs
+from onereel.evaluation.pairs import PairResult, evaluate_pairs
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
 from onereel.objectives import ClassificationObjective, MaskedObjective, PairObjective
@@ -52,7 +52,7 @@ class Validation:
 
     def result(
         self, model: VideoModel | DualEncoder, name: str, weights: str | Path = ""
-    ) -> ClassificationResult | RetrievalResult:
+    ) -> ClassificationResult | PairResult:
         """Test a classifier, or what two towers retrieve, and write RUN/eval/NAME.json."""
         result = (
             self._retrieved(model) if isinstance(model, DualEncoder) else self._classified(model)
@@ -76,7 +76,7 @@ class Validation:
             seed=self.config.seed,
         )
 
-    def _retrieved(self, model: DualEncoder) -> RetrievalResult:
+    def _retrieved(self, model: DualEncoder) -> PairResult:
         return evaluate_pairs(
             model,
             self.loader,

@@ -17,12 +17,8 @@ from torch import Tensor
 from onereel.evaluation.embedding import embed_videos
 from onereel.evaluation.inference import BatchTransform, autocast, evaluating
 from onereel.evaluation.ranks import gather
-from onereel.evaluation.retrieval import (
-    CaptionRetrieval,
-    MultiInstanceRetrieval,
-    evaluate_retrieval,
-    retrieval_texts,
-)
+from onereel.evaluation.retrieval import CaptionRetrieval
+from onereel.evaluation.text_tasks import Figures, task_texts, text_figures
 from onereel.files import write_atomically
 from onereel.objectives.base import clip_generators
 from onereel.types import Batch
@@ -53,16 +49,17 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class RetrievalResult:
+class PairResult:
     """What one evaluation found.
 
     Attributes:
+        found: by what the list asks: recall, graded mAP and nDCG, multiple choice, or zero-shot accuracy.
         num_videos: records of the list.
-        num_texts: captions, or sentences of a retrieval list.
+        num_texts: captions, sentences, questions or prompts.
         num_views: clips x crops per record, whose embeddings are averaged.
     """
 
-    retrieval: CaptionRetrieval | MultiInstanceRetrieval
+    found: Figures
     num_videos: int
     num_texts: int
     num_views: int
@@ -70,39 +67,29 @@ class RetrievalResult:
 
     def __str__(self) -> str:
         return (
-            f"{self.retrieval}\n{self.num_videos} clips, {self.num_texts} texts, {self.num_views} views per clip\n"
+            f"{self.found}\n{self.num_videos} clips, {self.num_texts} texts, {self.num_views} views per clip\n"
             f"{2 * self.cost.macs_per_view / 1e9:.4g} GFLOPs × {self.num_views} views per clip (2 × MACs), "
             f"{self.cost.kept_ratio:.1%} of the tokens kept\n"
             f"{self.cost.clips_per_second:.4g} clips/s per device, {self.cost.seconds:.1f} s"
         )
 
     def figures(self) -> dict[str, float]:
-        """The numbers of a log line; `top1` and `top5` are recall from text to video."""
-        found = self.retrieval
-        if isinstance(found, CaptionRetrieval):
-            there, back = found.text_to_video, found.video_to_text
-            values = {
-                "top1": there.recall[1],
-                "top5": there.recall[5],
-                "median_rank": there.median_rank,
-                "video_to_text_top1": back.recall[1],
-                "video_to_text_top5": back.recall[5],
-                "video_to_text_median_rank": back.median_rank,
-            }
+        """The numbers of a log line; of a caption set `top1` and `top5` are recall from text to video."""
+        values: dict[str, float] = {}
+        if isinstance(self.found, CaptionRetrieval):
+            ways = {"": self.found.text_to_video, "video_to_text_": self.found.video_to_text}
+            for way, one in ways.items():
+                values |= {f"{way}top{k}": share for k, share in one.recall.items()}
+                values[f"{way}median_rank"] = one.median_rank
         else:
-            values = found.to_dict()
-        cost = self.cost
-        return {
-            **values,
-            "kept_ratio": cost.kept_ratio,
-            "clips_per_second": cost.clips_per_second,
-            "seconds": cost.seconds,
-        }
+            values |= {k: float(v) for k, v in self.found.to_dict().items() if k != "num_videos"}
+        names = ("kept_ratio", "clips_per_second", "seconds")
+        return values | {name: getattr(self.cost, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         counts = {name: getattr(self, name) for name in ("num_videos", "num_texts", "num_views")}
-        details = {"retrieval": self.retrieval.to_dict()}
+        details = {"details": self.found.to_dict()}
         values = {**self.figures(), **counts, **dataclasses.asdict(self.cost), **details}
         return json.loads(json.dumps(values))
 
@@ -123,14 +110,14 @@ def evaluate_pairs(
     num_views: int = 1,
     precision: str = "auto",
     seed: int = 0,
-) -> RetrievalResult:
-    """Recall, or for EPIC-KITCHENS-100's retrieval list mAP and nDCG; arguments and errors as `embed_clips`."""
+) -> PairResult:
+    """The figures that the list asks for (`text_figures`); arguments and errors as `embed_clips`."""
     videos, cost = embed_clips(
         model, loader, augment, device=device, num_views=num_views, precision=precision, seed=seed
     )
-    texts = retrieval_texts(annotations)
-    found = evaluate_retrieval(annotations, videos, embed_texts(model, texts, precision=precision))
-    return RetrievalResult(found, len(videos), len(texts), num_views, cost)
+    texts = task_texts(annotations)
+    found = text_figures(annotations, videos, embed_texts(model, texts, precision=precision))
+    return PairResult(found, len(videos), len(texts), num_views, cost)
 
 
 def embed_clips(
