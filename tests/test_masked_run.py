@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import onereel
-from onereel import api, build
+from onereel import api
 from onereel.cli import main
 from onereel.config import (
     AugmentConfig,
@@ -24,6 +24,7 @@ from onereel.config import (
     TrainConfig,
 )
 from onereel.errors import ConfigError
+from onereel.objectives import MaskedObjective
 from onereel.training import NonFiniteError, RunInterrupted, list_checkpoints, load_checkpoint
 
 TINY = RunConfig(
@@ -96,7 +97,7 @@ def test_interrupted_and_resumed_it_gives_the_same_losses(
     videos: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after step 5, of which step 4 was saved; the resumed run has the same bits."""
-    run, step = tmp_path / "broken", build.MaskedObjective.forward
+    run, step = tmp_path / "broken", MaskedObjective.forward
     calls = []
 
     def dies(self, batch):
@@ -106,7 +107,7 @@ def test_interrupted_and_resumed_it_gives_the_same_losses(
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build.MaskedObjective, "forward", dies)
+        patch.setattr(MaskedObjective, "forward", dies)
         with pytest.raises((KeyboardInterrupt, RunInterrupted)):
             onereel.train(TINY, data=str(videos / "paths.csv"), out=run)
     assert len(losses(run)) == 5

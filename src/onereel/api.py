@@ -39,6 +39,7 @@ from onereel.training import (
     distributed,
     fit,
     is_main,
+    on_devices,
     pick_device,
     plan_steps,
     read_config,
@@ -157,8 +158,9 @@ def _train(config: RunConfig, run: Path, *, overwrite: bool, resume: bool) -> Tr
 
 
 def _train_in(
-    world: World, config: RunConfig, run: Path, overwrite: bool, resume: bool, held: ExitStack
+    world: World, given: RunConfig, run: Path, overwrite: bool, resume: bool, held: ExitStack
 ) -> TrainResult:
+    config = replace(given, train=on_devices(given.train, world.world_size))
     annotations = build.build_annotations(config, config.data.train)
     class_names = _class_names(config, annotations)
     dataset = build.build_dataset(config, annotations, class_names or None, training=True)
@@ -174,7 +176,7 @@ def _train_in(
         compile_blocks(model, dynamic=True)
     plan = plan_steps(config, loader.num_batches, world.world_size)
     run_on_main(lambda: held.enter_context(run_lock(run)))
-    run_on_main(lambda: create_run(run, config, overwrite=overwrite, resume=resume))
+    run_on_main(lambda: create_run(run, given, overwrite=overwrite, resume=resume))
     if tokenizer is not None:
         text = tokenizer.to_json()
         run_on_main(lambda: write_atomically(run / TOKENIZER, text))

@@ -29,7 +29,7 @@ from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure
 from onereel.doctor.system import cuda_devices, describe_disk
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.efficiency import Throughput, measure_training
-from onereel.training import pick_device
+from onereel.training import on_devices, pick_device
 from onereel.types import Batch, SampleKey
 from onereel.video.schedule import num_cores
 
@@ -160,7 +160,7 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
         model_cores=model_cores,
         num_cores=cores,
     )
-    train = config.train
+    train = on_devices(config.train, num_devices)
     work = Workload(
         clips_per_epoch=len(dataset) * config.data.repeats,
         epochs=train.epochs,

@@ -20,7 +20,7 @@ from onereel.evaluation.ranks import gather
 from onereel.evaluation.retrieval import CaptionRetrieval
 from onereel.evaluation.text_tasks import Figures, task_texts, text_figures
 from onereel.files import write_atomically
-from onereel.objectives.base import clip_generators
+from onereel.seeding import clip_generators
 from onereel.types import Batch
 
 if TYPE_CHECKING:

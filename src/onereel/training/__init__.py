@@ -23,7 +23,7 @@ from onereel.training.interrupt import RunInterrupted
 from onereel.training.loop import FitResult, fit
 from onereel.training.optim import create_optimizer
 from onereel.training.peak import measure_peak_flops
-from onereel.training.plan import StepPlan, plan_steps
+from onereel.training.plan import StepPlan, on_devices, plan_steps
 from onereel.training.run_folder import create_run, holds_run, read_config, run_lock, versions
 from onereel.training.schedule import create_schedule
 from onereel.training.step import NonFiniteError, compute_dtype
@@ -50,6 +50,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "measure_peak_flops",
+    "on_devices",
     "pick_device",
     "plan_steps",
     "rank",

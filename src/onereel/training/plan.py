@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
-from onereel.config import OptimConfig, RunConfig
+from onereel.config import OptimConfig, RunConfig, TrainConfig
 from onereel.errors import ConfigError
 from onereel.types import Batch
 
@@ -71,6 +71,24 @@ class StepPlan:
             f"{train.accum_steps} micro-steps x {self.global_batch_size // per_step} devices{at_once}; "
             f"{self.epochs} epochs x {self.steps_per_epoch} steps; learning rate {lr}"
         )
+
+
+def on_devices(train: TrainConfig, num_devices: int) -> TrainConfig:
+    """The settings for this number of devices: `accum_steps` such that a step takes `global_batch_size` clips.
+
+    Raises:
+        ConfigError: no whole number of micro-steps does.
+    """
+    if train.global_batch_size == 0:
+        return train
+    at_once = train.batch_size_per_device * num_devices
+    accum_steps, rest = divmod(train.global_batch_size, at_once)
+    if rest or not accum_steps:
+        raise ConfigError(
+            f"train.global_batch_size is {train.global_batch_size}, and {num_devices} devices take {at_once} clips at "
+            f"once; allowed: a multiple of {at_once}. Change it, or train.batch_size_per_device"
+        )
+    return replace(train, accum_steps=accum_steps)
 
 
 def plan_steps(config: RunConfig, num_batches: int, world_size: int = 1) -> StepPlan:

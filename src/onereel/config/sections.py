@@ -1,4 +1,4 @@
-"""The configuration of a run: nested frozen dataclasses, strict, to and from JSON. No logic beyond validation.
+"""The sections of a configuration: nested frozen dataclasses, with no logic beyond validation.
 
 A recipe (`onereel.recipes`) is a function that returns a `RunConfig`; the command line overrides any field by its
 dotted name (`--optim.lr 3e-4`). What the words mean is in `docs/design.md`.
@@ -6,14 +6,11 @@ dotted name (`--optim.lr 3e-4`). What the words mean is in `docs/design.md`.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from onereel.errors import ConfigError, did_you_mean
+from onereel.errors import ConfigError
 
 
 def _require(condition: bool, name: str, given: object, allowed: str) -> None:
@@ -301,6 +298,8 @@ class TrainConfig:
     """Clips per device and micro-step."""
     accum_steps: int = 1
     """Micro-steps per optimiser step; global batch = batch_size_per_device * accum_steps * devices."""
+    global_batch_size: int = 0
+    """Clips per optimiser step on any number of devices: accum_steps then follows from it. 0: as accum_steps says."""
     max_tokens_per_device: int = 0
     """Kept tokens that a device takes at once: larger micro-steps are cut, to the same gradient; 0: no limit."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -326,7 +325,7 @@ class TrainConfig:
             *("log_every", "save_every", "keep_checkpoints"),
         ):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
-        for name in ("num_threads", "eval_every", "max_tokens_per_device"):
+        for name in ("num_threads", "eval_every", "max_tokens_per_device", "global_batch_size"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
 
 
@@ -374,56 +373,3 @@ class RunConfig:
                 f"objective.mask is 'tube', but {self.tokens.kind} tokens need not be left at the places that a tube "
                 "shows; use objective.mask random, or tokens.kind all or run-length"
             )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The nested plain dictionary of a config (tuples become lists, as JSON has them)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_dict(cls: type, values: dict[str, Any], path: str = "") -> Any:
-    """Build dataclass `cls` from `values`; an unknown key is an error that names the nearest known one."""
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    arguments = {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"config {path.rstrip('.') or 'file'} is {values!r}; allowed: named values"
-        )
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"unknown config key {path + key!r}.{did_you_mean(key, known)}")
-        if dataclasses.is_dataclass(hints[key]):
-            value = from_dict(hints[key], value, f"{path}{key}.")
-        else:
-            value = tuple(value) if isinstance(value, list) else value
-            if not _fits(value, hints[key]):
-                expected = getattr(hints[key], "__name__", str(hints[key]).replace("typing.", ""))
-                raise ConfigError(f"config {path}{key} is {value!r}; allowed: {expected}")
-        arguments[key] = value
-    return cls(**arguments)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type that a field declares; whole numbers are floats too."""
-    if typing.get_origin(hint) is Literal:
-        return value in typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        parts = typing.get_args(hint)
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(parts)
-            and all(_fits(v, h) for v, h in zip(value, parts))
-        )
-    if isinstance(value, bool) or hint is bool:
-        return isinstance(value, bool) and hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def to_json(config: RunConfig) -> str:
-    return json.dumps(to_dict(config), indent=2) + "\n"
-
-
-def from_json(text: str) -> RunConfig:
-    """The config that `to_json` wrote. Raises ConfigError on keys this version does not know."""
-    return from_dict(RunConfig, json.loads(text))

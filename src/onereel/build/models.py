@@ -1,0 +1,180 @@
+"""What a run trains: encoders, models, objectives.
+
+A new objective or model is one file in its room and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from onereel.config import ObjectiveConfig, RunConfig, TokensConfig
+from onereel.data.annotations import Annotations, paragraphs, read_annotations
+from onereel.data.augment import BatchAugment
+from onereel.data.dataset import ClipDataset
+from onereel.data.loader import ClipLoader
+from onereel.data.sources.epic import are_actions
+from onereel.errors import ConfigError, unknown_name
+from onereel.models.dual_encoder import DualEncoder
+from onereel.models.heads import ClassificationHead, ProjectionHead
+from onereel.models.masked_autoencoder import MaskedAutoencoder
+from onereel.models.registry import create_decoder, create_encoder, patch_size_of
+from onereel.models.text import TextTower, Tokenizer
+from onereel.models.video_model import VideoModel
+from onereel.models.vit import VisionTransformer
+from onereel.objectives.classification import ClassificationObjective
+from onereel.objectives.contrastive import InfoNce, SigmoidLoss
+from onereel.objectives.masked import MaskedObjective
+from onereel.objectives.max_margin import MaxMargin
+from onereel.objectives.pairs import PairObjective
+from onereel.tokens.budgets import (
+    BatchCount,
+    Budget,
+    ClipCount,
+    GroupCount,
+    Quantile,
+    Threshold,
+)
+from onereel.tokens.frames import FrameSelection
+from onereel.tokens.group_dynamic import KEEP_RATIO as GROUP_DYNAMIC_RATIO
+from onereel.tokens.group_dynamic import group_dynamic
+from onereel.tokens.masking import Masking
+from onereel.tokens.picking import PatchPicker
+from onereel.tokens.pixels import STD, Std
+from onereel.tokens.redundancy import KEEP_RATIO as REDUNDANCY_RATIO
+from onereel.tokens.redundancy import redundancy
+from onereel.tokens.run_length import RunLength
+from onereel.tokens.scored import ScoredSelector
+from onereel.tokens.scores import PixelScore, RandomScore
+from onereel.tokens.selector import KeepAll, Selector, Tube
+from onereel.tokens.tubelets import tubelet_grid
+from onereel.training import World
+from onereel.video.library import VideoLibrary, open_library
+from onereel.video.schedule import num_cores
+
+from onereel.build.selection import build_frames, build_selector, frames_read
+
+PAIR_LOSSES: dict[str, Callable[[ObjectiveConfig], InfoNce | SigmoidLoss | MaxMargin]] = {
+    "contrastive": lambda learned: InfoNce(learned.freeze_scale),
+    "sigmoid": lambda learned: SigmoidLoss(),
+    "max-margin": lambda learned: MaxMargin(learned.margin),
+}
+
+
+def build_encoder(config: RunConfig) -> VisionTransformer:
+    """The encoder of a run, from PyTorch's generator as it stands."""
+    model = config.model
+    return create_encoder(
+        model.name,
+        num_frames=frames_read(config),
+        size=config.data.size,
+        tubelet_size=model.tubelet_size,
+        positions=model.positions,
+        style=model.style,
+        pool=model.pool,
+        drop_path_rate=model.drop_path_rate,
+        qk_norm=model.qk_norm,
+        patch_norm=model.patch_norm,
+        checkpointing=model.checkpointing,
+        attention=model.attention,
+        length_embedding=config.tokens.length_embedding,
+        final_norm=not model.fc_norm,
+    )
+
+
+def build_model(config: RunConfig, num_classes: int) -> VideoModel:
+    """Encoder, head and selector of a run, freshly initialised from `config.seed`."""
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config)
+        head = ClassificationHead(
+            encoder.embed_dim, num_classes, model.pool, model.head_dropout, model.fc_norm
+        )
+    selector = _selector_of(encoder, config)
+    return VideoModel(encoder, head, selector, config, build_frames(config))
+
+
+def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
+    """Encoder, decoder, selector and masks of a masked run, freshly initialised from `config.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config)
+        decoder = create_decoder(config.model.name, encoder)
+    learned = config.objective
+    masking = Masking(learned.mask, learned.mask_ratio, learned.decode_ratio)
+    selector = _selector_of(encoder, config)
+    return MaskedAutoencoder(encoder, decoder, selector, masking, build_frames(config))
+
+
+def build_tokenizer(config: RunConfig, annotations: Annotations) -> Tokenizer:
+    """Byte pairs of all captions of a training list."""
+    text = config.text
+    return Tokenizer.train(annotations.captions(), text.vocab_size, text.context_length)
+
+
+def build_dual_encoder(config: RunConfig, tokenizer: Tokenizer) -> DualEncoder:
+    """Both towers of a video-language run, freshly initialised from `config.seed`."""
+    model, text = config.model, config.text
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config)
+        head = ProjectionHead(encoder.embed_dim, text.embed_dim, model.pool)
+        tower = TextTower(
+            text.size,
+            vocab_size=tokenizer.vocab_size,
+            context_length=text.context_length,
+            out_dim=text.embed_dim,
+            end_id=tokenizer.end_id,
+            checkpointing=model.checkpointing,
+        )
+    frames, selector = build_frames(config), _selector_of(encoder, config)
+    video = VideoModel(encoder, head, selector, config, frames)
+    return DualEncoder(video, tower, tokenizer)
+
+
+def learns_pairs(config: RunConfig) -> bool:
+    """Whether a run learns which caption goes with which clip."""
+    return config.objective.kind in PAIR_LOSSES
+
+
+def _selector_of(encoder: VisionTransformer, config: RunConfig) -> Selector:
+    selector = build_selector(
+        config.tokens, encoder.tubelet_size, encoder.patch_size, config.augment.std
+    )
+    frames = build_frames(config)
+    # They say before anything is read that a budget doesn't fit.
+    selector.num_kept(encoder.grid)
+    if frames is not None:
+        selector.num_kept(frames.given_grid(encoder.grid))
+    return selector
+
+
+def build_trainee(
+    config: RunConfig, num_classes: int, tokenizer: Tokenizer | None = None
+) -> VideoModel | MaskedAutoencoder | DualEncoder:
+    """The model of a run, whatever it learns; a video-language run needs a tokenizer."""
+    if config.objective.kind == "masked":
+        return build_autoencoder(config)
+    if tokenizer is not None:
+        return build_dual_encoder(config, tokenizer)
+    return build_model(config, num_classes)
+
+
+def build_objective(
+    config: RunConfig, model: VideoModel | MaskedAutoencoder | DualEncoder
+) -> ClassificationObjective | MaskedObjective | PairObjective:
+    """What the run learns, around the model that `build_trainee` gave."""
+    if isinstance(model, DualEncoder):
+        return PairObjective(
+            model,
+            PAIR_LOSSES[config.objective.kind](config.objective),
+            max_clips=config.train.batch_size_per_device * config.train.accum_steps,
+            mask_duplicates=config.objective.mask_duplicates,
+            seed=config.seed,
+        )
+    if isinstance(model, MaskedAutoencoder):
+        return MaskedObjective(model, config.augment.std, config.seed)
+    return ClassificationObjective(model, config.objective.label_smoothing, config.seed)
