@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onereel.config import OptimConfig, RunConfig, TrainConfig
-from onereel.training import StepPlan, plan_steps
+from onereel.errors import ConfigError
+from onereel.training import StepPlan, on_devices, plan_steps
 
 
 class Numbers:
@@ -54,3 +56,16 @@ def test_the_line_at_the_start_says_batch_and_rate():
         "64 clips per step = 8 per device x 2 micro-steps x 4 devices; 3 epochs x 4 steps; "
         "learning rate 0.001 x 64/256 = 0.00025"
     )
+
+
+@pytest.mark.parametrize("num_devices", [1, 4, 8])
+def test_a_step_takes_as_many_clips_on_any_number_of_devices(num_devices):
+    train = on_devices(TrainConfig(batch_size_per_device=256, global_batch_size=2048), num_devices)
+    assert train.accum_steps * train.batch_size_per_device * num_devices == 2048
+    assert on_devices(TrainConfig(accum_steps=3), num_devices).accum_steps == 3
+
+
+def test_a_step_that_cannot_have_that_many_clips_is_refused():
+    for num_devices in (3, 16):
+        with pytest.raises(ConfigError, match="multiple of"):
+            on_devices(TrainConfig(batch_size_per_device=256, global_batch_size=2048), num_devices)
