@@ -25,11 +25,12 @@ from onereel.training.interrupt import StopRequest
 from onereel.training.meters import Meter
 from onereel.training.state import TrainState
 from onereel.training.step import TrainStep
-from onereel.types import Batch, SampleKey
+from onereel.types import Batch, Packed, SampleKey, TubeletGrid
 
 LOSSES = {"info-nce": InfoNce, "sigmoid": SigmoidLoss, "max-margin": MaxMargin}
 SHAPE = (1, 3, 2, 2)
 NUM_WORDS, WIDTH = 20, 6
+NUM_ROWS = 4
 LR = 0.3
 
 
@@ -48,8 +49,9 @@ class ToyTowers(nn.Module):
 
     def encode_video(self, clips, scoring_clips=None, generators=None):
         draws = torch.stack([torch.rand(12, generator=g) for g in generators])
-        features = self.pixels(clips.flatten(1) * (draws < 0.8))
-        output = SimpleNamespace(lengths=(2,) * len(clips), num_dense_tokens=4)
+        values = whole(clips) if isinstance(clips, Packed) else clips
+        features = self.pixels(values.flatten(1) * (draws < 0.8))
+        output = SimpleNamespace(lengths=(2,) * len(values), num_dense_tokens=4)
         return F.normalize(features, dim=-1), output
 
     def tokenizer(self, captions: list[str]) -> Tensor:
@@ -59,8 +61,19 @@ class ToyTowers(nn.Module):
         return F.normalize(self.words(F.one_hot(tokens, NUM_WORDS).float().sum(1)), dim=-1)
 
 
+def whole(packed: Packed) -> Tensor:
+    """`(B, rows, values)`, 0 where a row was dropped."""
+    rows = packed.values.new_zeros(packed.batch_size, NUM_ROWS, 12 // NUM_ROWS)
+    for row, tokens in zip(rows, packed.values.split(packed.lengths)):
+        row[: len(tokens)] = tokens
+    return rows
+
+
 class ToyPairs:
-    """`num_clips` random clips with captions of two words, dealt to ranks as the real loader deals them."""
+    """`num_clips` random clips with captions of two words, dealt to ranks as the real loader deals them.
+
+    Clip i is black but for its first 1 + i % 4 rows of values: those are its tokens where it is `packed`.
+    """
 
     def __init__(
         self,
@@ -69,9 +82,14 @@ class ToyPairs:
         rank: int = 0,
         world_size: int = 1,
         broken: frozenset[int] = frozenset(),
+        packed: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(7)
         self.clips = torch.randn(num_clips, *SHAPE, generator=generator)
+        lengths = 1 + torch.arange(num_clips) % NUM_ROWS
+        self.kept = torch.arange(NUM_ROWS) < lengths[:, None]
+        self.clips.view(num_clips, NUM_ROWS, -1)[~self.kept] = 0
+        self.packed = packed
         words = torch.randint(0, 3, (num_clips, 2), generator=generator).tolist()
         self.captions = [" ".join(map(str, pair)) for pair in words]  # some of them equal
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
@@ -86,11 +104,24 @@ class ToyPairs:
     def batch(self, indices: range) -> Batch:
         good = [i for i in indices if i not in self.broken]
         shown = good or list(indices[:1])
-        clips = self.clips[shown] if good else torch.zeros(1, *SHAPE)
+        clips: Tensor | Packed = self.clips[shown] if good else torch.zeros(1, *SHAPE)
+        if self.packed:
+            clips = self.pack(shown)
         captions = [self.captions[i] for i in shown]
         keys = [SampleKey(0, i) for i in shown]
         num_failed = len(indices) - len(good)
         return Batch(clips, keys, captions=captions, num_failed=num_failed, num_clips=len(good))
+
+    def pack(self, indices: list[int]) -> Packed:
+        kept = self.kept[indices]
+        lengths = kept.sum(1)
+        return Packed(
+            self.clips[indices].view(len(indices), NUM_ROWS, -1)[kept],
+            tuple(lengths.tolist()),
+            nn.functional.pad(lengths.cumsum(0), (1, 0)).int(),
+            torch.zeros(int(lengths.sum()), 3, dtype=torch.int64),
+            TubeletGrid(1, 1, NUM_ROWS),
+        )
 
 
 def take_step(
@@ -99,10 +130,16 @@ def take_step(
     accum_steps: int,
     broken: list[int] | None = None,
     mask_duplicates: bool = False,
+    max_tokens: int = 0,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Weights and summed values after the first step of SGD, as one process or as one of several."""
     sections: dict[str, Any] = {
-        "train": {"batch_size_per_device": batch_size, "accum_steps": accum_steps, "device": "cpu"}
+        "train": {
+            "batch_size_per_device": batch_size,
+            "accum_steps": accum_steps,
+            "max_tokens_per_device": max_tokens,
+            "device": "cpu",
+        }
     }
     config = from_dict(RunConfig, sections)
     with distributed("cpu") as world:
@@ -114,7 +151,13 @@ def take_step(
         )
         objective.train()
         skipped = frozenset(broken or ())
-        loader = ToyPairs(batch_size, rank=world.rank, world_size=world.world_size, broken=skipped)
+        loader = ToyPairs(
+            batch_size,
+            rank=world.rank,
+            world_size=world.world_size,
+            broken=skipped,
+            packed=max_tokens > 0,
+        )
         optimizer = torch.optim.SGD(objective.parameters(), lr=LR)
         plan = plan_steps(config, loader.num_batches, world.world_size)
         state = TrainState(objective, optimizer, None, Meter(world.device, 1.0), plan)

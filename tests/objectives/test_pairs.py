@@ -24,6 +24,7 @@ JOBS = [
     {"loss": "info-nce", "batch_size": 6, "accum_steps": 1},
     {"loss": "info-nce", "batch_size": 3, "accum_steps": 2, "broken": [1, 6, 7, 8]},
     {"loss": "max-margin", "batch_size": 3, "accum_steps": 2},
+    {"loss": "sigmoid", "batch_size": 6, "accum_steps": 1, "max_tokens": 6},  # 3 parts and 4
 ]
 
 
@@ -62,6 +63,18 @@ def test_a_step_is_the_plain_big_batchs(pair_toy, kind, accum_steps, mask_duplic
     assert_same_weights(weights, expected)
     assert values["loss"] / 12 == pytest.approx(loss, rel=1e-5)
     assert 0 <= values["top1"] <= 12
+
+
+@pytest.mark.parametrize("max_tokens", [4, 9, 100])
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_a_token_cap_leaves_the_negatives_and_the_gradient(pair_toy, accum_steps, max_tokens):
+    weights, values = pair_toy.take_step(
+        "info-nce", 12 // accum_steps, accum_steps, broken=[0, 7], max_tokens=max_tokens
+    )
+    good = [i for i in range(12) if i not in (0, 7)]
+    expected, loss = plain_step(pair_toy, "info-nce", good, False)
+    assert_same_weights(weights, expected)
+    assert values["loss"] / len(good) == pytest.approx(loss, rel=1e-5)
 
 
 def test_clips_that_cannot_be_read_are_in_nobodys_negatives(pair_toy):
