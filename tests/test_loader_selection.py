@@ -25,12 +25,15 @@ from onereel.config import (
     from_dict,
     to_dict,
 )
+from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError
 from onereel.evaluation.classification import evaluate_classification
+from onereel.seeding import clip_generators
 from onereel.tokens.frames import FrameSelection
+from onereel.tokens.packing import kept_tokens
 from onereel.tokens.run_length import RunLength
 from onereel.training import World
-from onereel.types import Packed
+from onereel.types import Batch, Packed, SampleKey
 
 CPU = World(0, 1, torch.device("cpu"))
 RUN = RunConfig(
@@ -120,6 +123,42 @@ def test_losses_are_the_same_bits(videos: Path, tokens: dict[str, Any]) -> None:
         assert a["keys"] == b["keys"]
         assert a["stats"] == b["stats"]
         assert torch.equal(a["loss"], b["loss"])
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        {},
+        {"reference": "anchor"},
+        {"budget": "clip", "keep_ratio": 0.3},
+        {"frame_selection": 1.5},
+    ],
+    ids=str,
+)
+def test_uint8_keeps_the_tokens_that_floats_keep_on_real_videos(
+    real_data: Path, tokens: dict[str, Any]
+) -> None:
+    config = in_loader(
+        changed(
+            RUN,
+            data={"num_frames": 16, "size": 112, "sampling": "dense"},
+            tokens={"threshold": 0.1, **tokens},
+            model={"name": "vit_micro_patch16_112"},
+        )
+    )
+    paths = sorted(map(str, (real_data / "long").glob("*static*")))[:2]
+    dataset = build.build_dataset(config, Annotations.of_videos(paths), None, training=True)
+    keys = [SampleKey(0, i) for i in range(len(paths))]
+    clips = torch.stack([dataset[key].clip for key in keys])
+    picker = build.build_picker(config, training=True)
+    picked = kept_tokens(picker(clips, keys))
+    augment = build.build_augment(config, 2, training=False)
+    floats = augment(Batch(clips, keys, num_clips=len(keys)), CPU.device).clips
+    model = build.build_model(config, 2).train()
+    with torch.no_grad():
+        seen = model(floats, generators=clip_generators(config.seed, keys))
+    assert torch.equal(kept_tokens(seen.features), picked)
+    assert 0.1 < picked.float().mean() < 0.9
 
 
 def learned(run: Path, kind: str = "train") -> list[dict[str, float]]:
