@@ -153,6 +153,25 @@ def test_starting_from_another_run(trained: Path, videos: Path, tmp_path: Path) 
     assert not (tmp_path / "wrong").exists()
 
 
+def test_starting_from_a_saved_folder_on_the_command_line(
+    trained: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Convert, share, fine-tune, predict, and a card that says what is known of the run."""
+    folder = str(tmp_path / "shared")
+    assert main(["convert", str(trained), "--to", "onereel", "--out", folder]) == 0
+    card = (tmp_path / "shared" / "README.md").read_text()
+    for line in ("- 6 optimiser steps", "- trained on `train.csv`", "| top1 |", "2: clap, wave"):
+        assert line in card
+    assert main(["predict", folder, str(videos / "clip 1.mp4")]) == 0
+    config = replace(TINY, model=replace(TINY.model, pretrained=folder))
+    capsys.readouterr()
+    onereel.train(config, data=str(videos / "train.csv"), out=tmp_path / "tuned")
+    said = capsys.readouterr().out
+    assert f"weights from {folder} (onereel): " in said
+    assert "new: head.fc.weight, head.fc.bias" in said
+    assert "classifier of 2 classes" in said
+
+
 # ------------------------------------------------------------------------------------------------ mistakes
 
 

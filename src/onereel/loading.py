@@ -34,7 +34,7 @@ from onereel.models.pretrained.videomae import run_config_of
 from onereel.models.text import Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.tokens.positions import resize_positions
-from onereel.training import holds_run, is_checkpoint, latest_valid
+from onereel.training import holds_run, is_checkpoint, is_main, latest_valid
 from onereel.types import TubeletGrid
 
 logger = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def _load_videomae(weights: Weights, config: RunConfig | None) -> TrainedModel:
         raise ConfigError(f"{weights.source} has no classifier")
     class_names = class_names or tuple(map(str, range(len(classifier))))
     model = build.build_model(config, len(class_names))
-    load_weights(model, weights, config, whole=True)
+    logger.info("%s", load_weights(model, weights, config, whole=True))
     return TrainedModel(model.eval(), config, class_names)
 
 
@@ -257,7 +257,7 @@ def load_weights(
     *,
     whole: bool = False,
 ) -> LoadReport:
-    """Put another family's weights into the model and log what became of each tensor."""
+    """Put another family's weights into the model; other pixels than they were trained on are a warning."""
     source = weights.source
     if isinstance(model, DualEncoder):
         if not is_clip(weights.tensors):
@@ -273,9 +273,9 @@ def load_weights(
             model.encoder,
             inflation=config.model.inflation,
             source=source,
+            decoder_heads=model.decoder.num_heads if isinstance(model, MaskedAutoencoder) else None,
         )
         report = load_converted(model, converted, source=source, whole=whole)
-    logger.info("%s", report)
     given = (config.augment.mean, config.augment.std)
     if weights.pixel_stats is not None and weights.pixel_stats != given:
         logger.warning(
@@ -285,10 +285,29 @@ def load_weights(
     return report
 
 
+def _start_from_ours(
+    model: VideoModel | MaskedAutoencoder | DualEncoder,
+    config: RunConfig,
+    tensors: Mapping[str, torch.Tensor],
+    trained_with: RunConfig,
+) -> LoadReport:
+    source, positions = config.model.pretrained, trained_with.model.positions
+    if positions != config.model.positions:  # fixed tables are no part of the weights
+        raise ConfigError(
+            f"{source} was trained with model.positions {positions}, and this run has {config.model.positions}: "
+            f"set --model.positions {positions}"
+        )
+    may_be_new = MAY_BE_NEW_IN_PAIRS if isinstance(model, DualEncoder) else MAY_BE_NEW
+    converted = _to_start_from(tensors, model)
+    return load_converted(model, converted, source=source, may_be_new=may_be_new)
+
+
 def load_encoder(
     model: VideoModel | MaskedAutoencoder | DualEncoder, config: RunConfig
 ) -> LoadReport:
-    """Start from the weights that `config.model.pretrained` names; the classifier stays fresh.
+    """Start from the weights that `config.model.pretrained` names, and print what became of each tensor.
+
+    The classifier stays fresh; so does a decoder that the weights lack.
 
     Raises:
         OnereelError: there are none, or a tensor does not fit; the model is unchanged then.
@@ -296,15 +315,9 @@ def load_encoder(
     source = config.model.pretrained
     found = _find(source)
     if isinstance(found, Weights):
-        return load_weights(model, found, config)
-    learned_with = found[1].model.positions
-    if learned_with != config.model.positions:  # fixed tables are no part of the weights
-        raise ConfigError(
-            f"{source} was trained with model.positions {learned_with}, and this run has {config.model.positions}: "
-            f"set --model.positions {learned_with}"
-        )
-    may_be_new = MAY_BE_NEW_IN_PAIRS if isinstance(model, DualEncoder) else MAY_BE_NEW
-    converted = _to_start_from(found[0], model)
-    report = load_converted(model, converted, source=source, may_be_new=may_be_new)
-    logger.info("%s", report)
+        report = load_weights(model, found, config)
+    else:
+        report = _start_from_ours(model, config, *found[:2])
+    if is_main():
+        print(report, flush=True)
     return report

@@ -63,7 +63,8 @@ class MaskedDecoder(nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise ConfigError(f"decoder width {embed_dim} is not a multiple of {num_heads} heads")
-        self.embed_dim, self.depth, self.grid = embed_dim, depth, encoder.grid
+        self.embed_dim, self.depth, self.num_heads = embed_dim, depth, num_heads
+        self.grid = encoder.grid
         self.checkpointing = encoder.checkpointing
         self.embed = nn.Linear(encoder.embed_dim, embed_dim, bias=False)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +154,16 @@ def _block(x: torch.Tensor, w: dict[str, torch.Tensor], foreign: Any) -> torch.T
 
 
 def test_other_pixels_than_the_weights_saw_are_said(
-    foreign: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    foreign: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        load_into(one_tubelet(foreign), write_timm(foreign, vit(foreign), tmp_path))
+    load_into(one_tubelet(foreign), write_timm(foreign, vit(foreign), tmp_path))
     assert "trained on pixels of mean (0.5, 0.5, 0.5)" in caplog.text
-    assert "left out: head.weight, head.bias: classifier of 2 classes" in caplog.text
+    account = capsys.readouterr().out
+    assert "left out: head.weight, head.bias: classifier of 2 classes" in account
+    assert "none unexpected" in account
 
 
 @pytest.mark.parametrize(

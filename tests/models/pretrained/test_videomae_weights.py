@@ -250,7 +250,7 @@ def test_heads_and_activations_that_shapes_cannot_tell(foreign: Any, tmp_path: P
     foreign.saved(foreign.videomae("ForPreTraining"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for key, value, message in (
-        ("num_attention_heads", 6, "has 6 attention heads, this model 3"),
+        ("num_attention_heads", 6, "has num_attention_heads 6, this model 3"),
         ("hidden_act", "quick_gelu", "uses the activation 'quick_gelu'"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))

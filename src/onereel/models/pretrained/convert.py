@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from onereel.errors import ConfigError
 from onereel.models.pretrained.layouts import Layout, recognise
-from onereel.models.vit import VisionTransformer
+from onereel.models.vit import COLORS, VisionTransformer
 from onereel.tokens.positions import flat_sincos_positions, resize_positions
 from onereel.types import TubeletGrid
 
@@ -52,6 +52,7 @@ def convert(
     *,
     inflation: Inflation,
     source: str,
+    decoder_heads: int | None = None,
 ) -> Converted:
     """The weights of a file of another family, for a model with this encoder.
 
@@ -62,20 +63,28 @@ def convert(
         inflation: how a patch embedding for images becomes one for tubelets: "central" (all in the frame t // 2,
             ViViT arXiv 2103.15691 section 3.4) or "mean" (spread over the frames).
         source: named in errors.
+        decoder_heads: attention heads of the masked autoencoder's decoder that is to be converted too; None: leave it.
 
     Raises:
         ConfigError: the family is unknown, or the encoder's options cannot express these weights; the remedy is said.
     """
     layout = recognise(tensors, source)
-    _check_config(config, encoder, source)
-    return _Conversion(tensors, layout, encoder, inflation, source).run()
+    _check_config(config, encoder, source, decoder_heads)
+    conversion = _Conversion(tensors, layout, encoder, inflation, source)
+    return conversion.run(decoder_heads is not None and bool(layout.decoder_block))
 
 
-def _check_config(config: Mapping[str, Any], encoder: VisionTransformer, source: str) -> None:
+def _check_config(
+    config: Mapping[str, Any],
+    encoder: VisionTransformer,
+    source: str,
+    decoder_heads: int | None,
+) -> None:
     """What the tensors' shapes cannot tell."""
-    heads = config.get("num_attention_heads", encoder.num_heads)
-    if heads != encoder.num_heads:
-        raise ConfigError(f"{source} has {heads} attention heads, this model {encoder.num_heads}")
+    heads = {"num_attention_heads": encoder.num_heads, "decoder_num_attention_heads": decoder_heads}
+    for key, ours in heads.items():
+        if ours is not None and config.get(key, ours) != ours:
+            raise ConfigError(f"{source} has {key} {config[key]}, this model {ours}")
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise ConfigError(f"{source} uses the activation {activation!r}; allowed: 'gelu'")
@@ -98,13 +107,15 @@ class _Conversion:
         self.full_names = {without_prefix(name, layout): name for name in tensors}
         self.out = Converted(layout.family)
 
-    def run(self) -> Converted:
+    def run(self, with_decoder: bool) -> Converted:
         self._check_size()
         self._patch_embedding()
         self._positions_and_class_token()
-        for index in range(self._depth()):
-            self._block(index)
+        for index in range(self._depth(self.layout.block)):
+            self._block(f"encoder.blocks.{index}", self.layout.block.format(index))
         self._norms_and_head()
+        if with_decoder:
+            self._decoder()
         for name in list(self.file):
             for pattern, why in self.layout.left_out.items():
                 if name in self.file and re.match(pattern, name):
@@ -141,8 +152,8 @@ class _Conversion:
 
     # --------------------------------------------------------------------------------------- sizes and options
 
-    def _depth(self) -> int:
-        pattern = re.escape(self.layout.block).replace(re.escape("{}"), r"(\d+)")
+    def _depth(self, block: str) -> int:
+        pattern = re.escape(block).replace(re.escape("{}"), r"(\d+)")
         numbers = (re.match(pattern, name) for name in self.file)
         return 1 + max((int(match[1]) for match in numbers if match), default=-1)
 
@@ -151,7 +162,7 @@ class _Conversion:
         found = {
             "embed_dim": (patch.shape[0], self.encoder.embed_dim),
             "patch_size": (patch.shape[-1], self.encoder.patch_size),
-            "depth": (self._depth(), self.encoder.depth),
+            "depth": (self._depth(self.layout.block), self.encoder.depth),
         }
         if self.layout.video:
             found["tubelet_size"] = (patch.shape[2], self.encoder.tubelet_size)
@@ -236,14 +247,12 @@ class _Conversion:
         change = f"interpolated from {tuple(source_grid)}" * (source_grid != grid)
         self._put("encoder.pos_embed", resize_positions(table, source_grid, grid), name, change)
 
-    def _block(self, index: int) -> None:
-        layout, block = self.layout, self.layout.block.format(index)
-        scales = dict(
-            zip(("attn.proj", "fc2"), map(self._take, (block + s for s in layout.scales)))
-        )
-        for ours, theirs in layout.parts.items():
-            self._module(f"encoder.blocks.{index}.{ours}", block + theirs, scales.get(ours))
-        self._qkv(f"encoder.blocks.{index}.attn.qkv", block)
+    def _block(self, ours: str, block: str) -> None:
+        scales = [self._take(block + name) for name in self.layout.scales]
+        scale_of = dict(zip(("attn.proj", "fc2"), scales))
+        for part, theirs in self.layout.parts.items():
+            self._module(f"{ours}.{part}", block + theirs, scale_of.get(part))
+        self._qkv(f"{ours}.attn.qkv", block)
 
     def _qkv(self, ours: str, block: str) -> None:
         """One fused matrix and one fused bias; a bias that the file lacks (VideoMAE's of the keys) is zero."""
@@ -291,6 +300,22 @@ class _Conversion:
                 if name in self.out.tensors:
                     self.out.changes[name] = "was the norm of the tokens"
         self._module("head.fc", self.layout.head)
+
+    def _decoder(self) -> None:
+        """Its pixels come in order (t, h, w, c), ours in (c, t, h, w)."""
+        self._module("decoder.embed", "encoder_to_decoder")
+        token = self._take("mask_token")
+        if token is not None:
+            self._put("decoder.mask_token", token.flatten(), "mask_token")
+        for index in range(self._depth(self.layout.decoder_block)):
+            self._block(f"decoder.blocks.{index}", self.layout.decoder_block.format(index))
+        self._module("decoder.norm", "decoder.norm")
+        self._module("decoder.head", "decoder.head")
+        for name in ("decoder.head.weight", "decoder.head.bias"):
+            if name in self.out.tensors:
+                by_pixel = self.out.tensors[name].unflatten(0, (-1, COLORS))
+                self.out.tensors[name] = by_pixel.transpose(0, 1).flatten(0, 1)
+                self.out.changes[name] = "pixels from (t, h, w, c) to (c, t, h, w)"
 
 
 def without_prefix(name: str, layout: Layout) -> str:

@@ -25,6 +25,7 @@ class Layout:
             of the tokens, norm of the pooled feature, classifier.
         left_out: regular expression -> why what it matches has no place in our model.
         video: whether patches are tubelets already.
+        decoder_block: what all names of a block of a masked autoencoder's decoder begin with, where it is like ours.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Layout:
     head: str
     left_out: Mapping[str, str]
     video: bool = False
+    decoder_block: str = ""
 
 
 TIMM = Layout(
@@ -71,6 +73,7 @@ VIDEOMAE = replace(
         r"decoder\.|encoder_to_decoder\.|mask_token$": "decoder of pre-training",
     },
     video=True,
+    decoder_block="decoder.blocks.{}.",
 )
 VIT_HF = Layout(
     family="image ViT in transformers' format",
@@ -114,6 +117,7 @@ VIDEOMAE_HF = replace(
     prefixes=("videomae.",),
     left_out=VIDEOMAE.left_out,
     video=True,
+    decoder_block="decoder.decoder_layers.{}.",
 )
 
 UNSUPPORTED = {
