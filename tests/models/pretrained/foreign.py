@@ -35,11 +35,14 @@ def perturbed(model: nn.Module) -> Any:
 
 def videomae(kind: str, num_frames: int = 8, tubelet_size: int = 2, **options: Any) -> Any:
     """`VideoMAE{kind}` on clips of 48 px."""
-    config = transformers.VideoMAEConfig(
-        **(SIZES | {"image_size": 48, "num_frames": num_frames, "tubelet_size": tubelet_size}),
-        **({"decoder_hidden_size": 24, "decoder_num_attention_heads": 3} | options),
-        **{"decoder_num_hidden_layers": 1, "decoder_intermediate_size": 96},
-    )
+    decoder = {
+        "decoder_hidden_size": 24,
+        "decoder_num_attention_heads": 3,
+        "decoder_num_hidden_layers": 1,
+        "decoder_intermediate_size": 96,
+    }
+    clip = {"image_size": 48, "num_frames": num_frames, "tubelet_size": tubelet_size}
+    config = transformers.VideoMAEConfig(**(SIZES | clip | decoder | options))
     return perturbed(getattr(transformers, f"VideoMAE{kind}")(config))
 
 

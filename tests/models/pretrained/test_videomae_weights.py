@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import transformers
 from torch import nn
 
 import onereel
-from onereel import loading
+from onereel import build, loading
 from onereel.cli import main
-from onereel.config import ModelConfig, RunConfig
+from onereel.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
 from onereel.errors import ConfigError, DataError
 from onereel.models.video_model import VideoModel
 from onereel.tokens.packing import pack_clips
@@ -174,6 +175,55 @@ def test_a_stored_sincos_table_is_checked(foreign: Any, tmp_path: Path) -> None:
     model = foreign.ours(positions="learned")
     load_into(model, tmp_path / "learned.pth")
     assert torch.equal(model.encoder.pos_embed, learned[0])
+
+
+OUR_DECODER = {
+    "decoder_hidden_size": 96,
+    "decoder_num_attention_heads": 3,
+    "decoder_num_hidden_layers": 4,
+    "decoder_intermediate_size": 384,
+}
+MASKED = RunConfig(
+    data=DataConfig(num_frames=8, size=48),
+    model=ModelConfig(name="vit_micro_patch16_48", positions="sincos-1d"),
+    objective=ObjectiveConfig(kind="masked"),
+)
+
+
+@pytest.mark.parametrize("source", ["transformers", "original"])
+def test_a_decoder_predicts_the_same_pixels(source: str, foreign: Any, tmp_path: Path) -> None:
+    """To go on pre-training: encoder and decoder, its pixels in our order."""
+    theirs = foreign.videomae("ForPreTraining", use_mean_pooling=False, **OUR_DECODER)
+    path = tmp_path / "checkpoint.pth"
+    if source == "original":
+        torch.save({"model": foreign.original(theirs)}, path)
+    else:
+        path = foreign.saved(theirs, tmp_path)
+    model = build.build_autoencoder(MASKED).eval()
+    config = replace(MASKED, model=replace(MASKED.model, pretrained=str(path)))
+    report = loading.load_encoder(model, config)
+    assert not report.new
+    assert not report.left_out
+    videos = clips()
+    hidden = torch.stack([torch.randperm(36) < 30 for _ in videos])
+    with torch.no_grad():
+        expected = theirs(videos, bool_masked_pos=hidden).logits
+        visible = model.encoder(pack_clips(videos, TokenSelection(~hidden), 2, 16))
+        given = model.decoder(visible, pack_clips(videos, TokenSelection(hidden), 2, 16))
+    # Theirs are in order (t, h, w, c), ours in (c, t, h, w).
+    expected = expected.unflatten(-1, (-1, 3)).transpose(-1, -2).flatten(-2)
+    assert expected.abs().max() > 0.5
+    assert (given.unflatten(0, (2, 30)) - expected).abs().max() < TOLERANCE
+
+
+def test_a_decoder_of_other_heads_or_depth_is_refused(foreign: Any, tmp_path: Path) -> None:
+    other = {"decoder_num_attention_heads": 6}, {"decoder_num_hidden_layers": 2}
+    for options, message in zip(other, ("decoder_num_attention_heads 6", r"decoder\.blocks\.2\.")):
+        theirs = foreign.videomae("ForPreTraining", **(OUR_DECODER | options))
+        folder = foreign.saved(theirs, tmp_path / next(iter(options)))
+        config = replace(MASKED, model=replace(MASKED.model, pretrained=str(folder)))
+        with pytest.raises(ConfigError, match=message):
+            loading.load_encoder(build.build_autoencoder(MASKED), config)
 
 
 # -------------------------------------------------------------------------------------------- what does not fit

@@ -60,7 +60,7 @@ def load_converted(
     """Put weights into a model, all or none.
 
     Args:
-        may_be_new: regular expression of our names that may start fresh.
+        may_be_new: regular expression of how the names of a part begin that may start fresh, whole.
         whole: take the classifier too, and let nothing start fresh. Else the model's own classifier stays as it is.
 
     Raises:
@@ -72,8 +72,7 @@ def load_converted(
             left_out[converted.origins[name]] = f"classifier of {len(found.pop(name))} classes"
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in found]
-    allowed = () if whole else [name for name in missing if re.match(may_be_new, name)]
-    lacking = [name for name in missing if name not in allowed]
+    lacking = [name for name in missing if whole or not _may_be_new(name, found, may_be_new)]
     _check(wanted, found, lacking, converted, source)
     model.load_state_dict({**wanted, **found})
     changed = {name: how for name, how in converted.changes.items() if name in found}
@@ -87,6 +86,12 @@ def load_converted(
         new=tuple(missing),
         left_out=left_out,
     )
+
+
+def _may_be_new(name: str, found: Iterable[str], may_be_new: str) -> bool:
+    """Whether `name` belongs to a part that may start fresh and of which nothing was found."""
+    part = re.match(may_be_new, name)
+    return part is not None and not any(other.startswith(part[0]) for other in found)
 
 
 def _check(
