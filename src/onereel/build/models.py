@@ -6,21 +6,16 @@ A new objective or model is one file in its room and one line here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from onereel.config import ObjectiveConfig, RunConfig, TokensConfig
-from onereel.data.annotations import Annotations, paragraphs, read_annotations
-from onereel.data.augment import BatchAugment
-from onereel.data.dataset import ClipDataset
-from onereel.data.loader import ClipLoader
-from onereel.data.sources.epic import are_actions
-from onereel.errors import ConfigError, unknown_name
+from onereel.build.selection import build_frames, build_selector, frames_read
+from onereel.config import ObjectiveConfig, RunConfig
+from onereel.data.annotations import Annotations
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.heads import ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
-from onereel.models.registry import create_decoder, create_encoder, patch_size_of
+from onereel.models.registry import create_decoder, create_encoder
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import VisionTransformer
@@ -29,32 +24,8 @@ from onereel.objectives.contrastive import InfoNce, SigmoidLoss
 from onereel.objectives.masked import MaskedObjective
 from onereel.objectives.max_margin import MaxMargin
 from onereel.objectives.pairs import PairObjective
-from onereel.tokens.budgets import (
-    BatchCount,
-    Budget,
-    ClipCount,
-    GroupCount,
-    Quantile,
-    Threshold,
-)
-from onereel.tokens.frames import FrameSelection
-from onereel.tokens.group_dynamic import KEEP_RATIO as GROUP_DYNAMIC_RATIO
-from onereel.tokens.group_dynamic import group_dynamic
 from onereel.tokens.masking import Masking
-from onereel.tokens.picking import PatchPicker
-from onereel.tokens.pixels import STD, Std
-from onereel.tokens.redundancy import KEEP_RATIO as REDUNDANCY_RATIO
-from onereel.tokens.redundancy import redundancy
-from onereel.tokens.run_length import RunLength
-from onereel.tokens.scored import ScoredSelector
-from onereel.tokens.scores import PixelScore, RandomScore
-from onereel.tokens.selector import KeepAll, Selector, Tube
-from onereel.tokens.tubelets import tubelet_grid
-from onereel.training import World
-from onereel.video.library import VideoLibrary, open_library
-from onereel.video.schedule import num_cores
-
-from onereel.build.selection import build_frames, build_selector, frames_read
+from onereel.tokens.selector import Selector
 
 PAIR_LOSSES: dict[str, Callable[[ObjectiveConfig], InfoNce | SigmoidLoss | MaxMargin]] = {
     "contrastive": lambda learned: InfoNce(learned.freeze_scale),

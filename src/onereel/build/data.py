@@ -1,0 +1,141 @@
+"""What a run reads: annotations, datasets, loaders, augmentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onereel.build.selection import build_picker, frames_read
+from onereel.config import RunConfig
+from onereel.data.annotations import Annotations, paragraphs, read_annotations
+from onereel.data.augment import BatchAugment
+from onereel.data.dataset import ClipDataset
+from onereel.data.loader import ClipLoader
+from onereel.data.sources.epic import are_actions
+from onereel.models.registry import patch_size_of
+from onereel.training import World
+from onereel.video.library import VideoLibrary, open_library
+from onereel.video.schedule import num_cores
+
+
+def build_library(config: RunConfig, annotations: Annotations) -> VideoLibrary:
+    """Where the pixels come from: the chunk store, or the raw files under the list's root."""
+    return open_library(
+        config.data.store, root=annotations.root, timeout_seconds=config.data.timeout_seconds
+    )
+
+
+def build_annotations(config: RunConfig, path: str) -> Annotations:
+    """The records of a list; ids of videos become the names of those in the store, or below the list's root."""
+    annotations = read_annotations(path, config.data.root)
+    if config.data.captions == "paragraph":
+        annotations = paragraphs(annotations)
+    if not annotations.origin.by_id:
+        return annotations
+    return annotations.located(build_library(config, annotations).videos())
+
+
+def class_names(config: RunConfig, annotations: Annotations) -> tuple[str, ...]:
+    """The classes of a run, in the order of their numbers: the labels of its training list.
+
+    Actions (a verb and a noun) that only the validation list has are classes too, as published for
+    EPIC-KITCHENS-100: their verbs and nouns are trained, and their share counts when actions are summed up.
+    """
+    names = annotations.label_names()
+    if not config.data.val or not are_actions(names):
+        return names
+    return tuple(sorted({*names, *build_annotations(config, config.data.val).label_names()}))
+
+
+def build_dataset(
+    config: RunConfig,
+    annotations: Annotations,
+    label_names: tuple[str, ...] | None,
+    *,
+    training: bool,
+) -> ClipDataset:
+    """Clips of `annotations`: random ones in training, num_clips x num_crops fixed ones in testing."""
+    data, views = config.data, config.eval
+    return ClipDataset(
+        annotations,
+        build_library(config, annotations),
+        num_frames=frames_read(config),
+        sampling=data.sampling,
+        sampling_rate=data.sampling_rate,
+        size=data.size,
+        crop=data.crop if training else "center",
+        crop_scale=data.crop_scale,
+        crop_ratio=data.crop_ratio,
+        seed=config.seed,
+        training=training,
+        label_names=label_names,
+        num_clips=1 if training else views.num_clips,
+        num_crops=1 if training else views.num_crops,
+    )
+
+
+def num_workers(config: RunConfig, devices_here: int = 1) -> int:
+    """Decoding processes per device: as configured, or the cores that the training processes leave over."""
+    if config.data.num_workers >= 0:
+        return config.data.num_workers
+    return max(1, num_cores() // devices_here - 1)
+
+
+def num_threads(config: RunConfig, devices_here: int = 1) -> int:
+    """CPU threads of a training process: as configured, or the cores that its workers leave over.
+
+    One thread too many costs more than it brings: the threads of a matrix product wait for the slowest of them.
+    """
+    if config.train.num_threads:
+        return config.train.num_threads
+    return max(1, num_cores() // devices_here - num_workers(config, devices_here))
+
+
+def build_train_loader(
+    config: RunConfig, dataset: ClipDataset, *, world: World, run: Path
+) -> ClipLoader:
+    return ClipLoader(
+        dataset,
+        batch_size=config.train.batch_size_per_device,
+        seed=config.seed,
+        shuffle=True,
+        drop_last=True,
+        rank=world.rank,
+        world_size=world.world_size,
+        num_workers=num_workers(config, world.world_size),
+        prefetch=config.data.prefetch,
+        repeats=config.data.repeats,
+        max_bad_ratio=config.data.max_bad_ratio,
+        quarantine=run / "quarantine.csv",
+        pin_memory=world.device.type == "cuda",
+        pick=build_picker(config, training=True),
+        hflip_prob=config.augment.hflip_prob,
+    )
+
+
+def build_eval_loader(config: RunConfig, dataset: ClipDataset, *, world: World) -> ClipLoader:
+    return ClipLoader(
+        dataset,
+        batch_size=config.eval.batch_size_per_device,
+        seed=config.seed,
+        shuffle=False,
+        drop_last=False,
+        rank=world.rank,
+        world_size=world.world_size,
+        num_workers=num_workers(config, world.world_size),
+        prefetch=config.data.prefetch,
+        strict=True,
+        pin_memory=world.device.type == "cuda",
+        pick=build_picker(config, training=False),
+    )
+
+
+def build_augment(config: RunConfig, num_classes: int | None, *, training: bool) -> BatchAugment:
+    """Batch augmentation; None classes where there are no labels to mix."""
+    in_loader = config.tokens.where == "loader"
+    return BatchAugment(
+        config.augment,
+        num_classes,
+        config.seed,
+        training=training,
+        patch_size=patch_size_of(config.model.name) if in_loader else None,
+    )
