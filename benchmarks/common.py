@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -99,7 +100,7 @@ def report(
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in GiB, and system."""
+    """Processor, cores that this process may use, memory in GiB, GPU, and system."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -111,6 +112,7 @@ def machine() -> dict[str, Any]:
         "processor": model,
         "cores": cores,
         "memory_gib": round(memory, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "system": platform.platform(),
         "load_average": round(os.getloadavg()[0], 2),
     }

@@ -31,7 +31,7 @@ from onereel.evaluation.inference import autocast
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.video_model import VideoModel
-from onereel.objectives.base import clip_generators
+from onereel.seeding import clip_generators
 from onereel.tokens.selector import KeepAll, Selector
 from onereel.types import ClipSpec, SampleKey, TokenSelection, TubeletGrid
 from onereel.video.library import open_library

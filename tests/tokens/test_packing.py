@@ -185,6 +185,7 @@ def test_a_count_that_is_given_is_not_asked_for() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("kind", ["clip", "group"])
 def test_exact_budgets_are_packed_without_a_synchronisation(kind: str) -> None:
     budget = {"clip": ClipCount(0.5), "group": GroupCount(0.5)}[kind]
