@@ -67,6 +67,8 @@ def test_didemo_takes_the_time_that_most_gave(tmp_path):
         Record(1, "1@N00_2_3.avi", caption="it sits", start=25.0, end=30.0),
     ]
     assert annotations.located(["1@N00_2_3.mp4"]).record(0).path == "1@N00_2_3.mp4"
+    both = annotations.located(["x/1@N00_2_3.mp4", "x/1@N00_2_3.avi"])
+    assert both.record(0).path == "x/1@N00_2_3.avi", "the very file wins"
 
 
 def test_activitynet_is_cut_at_the_duration(tmp_path):

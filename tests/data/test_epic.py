@@ -53,6 +53,14 @@ def test_ids_become_the_names_of_files_wherever_they_lie(tmp_path):
     annotations.located(["a/P07_01.mp4", "b/P07_01.mp4"])  # nobody asks for these
 
 
+def test_a_csv_of_ones_own_may_have_the_columns_too(tmp_path):
+    header, row = HEADER.strip() + ",path\n", ROWS.split("\n")[0] + ",my/clip.mp4\n"
+    with pytest.raises(DataError, match="neither a column 'label' nor 'caption'"):
+        read_annotations(write(tmp_path, header + row))
+    named = header.replace(",narration,", ",caption,")
+    assert read_annotations(write(tmp_path, named + row)).record(0).path == "my/clip.mp4"
+
+
 def test_a_table_without_labels(tmp_path):
     text = "narration_id,video_id,start_timestamp,stop_timestamp\na,P01_11,00:00:01,00:00:02\n"
     assert read_annotations(write(tmp_path, text)).record(0) == Record(0, "P01_11", start=1, end=2)

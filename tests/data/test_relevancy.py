@@ -46,6 +46,14 @@ def test_equals_the_formula_on_sets(videos, sentences):
     assert (matrix == backwards.T).all()
 
 
+@given(videos=LIST, sentences=LIST)
+def test_one_row_is_the_row_of_the_matrix(videos, sentences):
+    pool = SentencePool(("x",) * len(sentences), actions(sentences), actions(videos))
+    rows = np.stack([pool.relevancy_of(i) for i in range(len(videos))])
+    assert rows.dtype == np.float32
+    assert (rows == pool.relevancy()).all()
+
+
 @given(videos=LIST)
 def test_pool_remembers_what_happens_in_each_record(videos):
     original = actions(videos)

@@ -242,17 +242,39 @@ def test_a_query_without_an_exact_answer_is_refused():
 def test_random_ranking_of_epic_kitchens_scores_as_published(
     real_data: Path, step: int, tolerance: float
 ) -> None:
-    """5.63 % mAP and 10.87 % nDCG for random scores, on every `step`-th query; the oracle scores 1."""
+    """5.63 % mAP and 10.87 % nDCG for random scores, on every `step`-th query; the oracle scores 1.
+
+    A binary average precision, which is the graded one of binary relevancies, would be 0.31 %.
+    """
     annotations = read_annotations(str(real_data / "epic100" / "EPIC_100_retrieval_test.csv"))
     relevancy = torch.from_numpy(annotations.origin.sentences.relevancy())
-    figures = []
+    figures, binary = [], []
     for wanted in (relevancy[::step], relevancy.T[::step]):
         ranked = in_order(random(*wanted.shape), wanted)
+        binary.append(100 * graded_average_precision((ranked == 1).float()).mean().item())
         figures += [graded_average_precision(ranked).mean(), ndcg(ranked).mean()]
     found = [100 * figure.item() for figure in figures]
     assert found == pytest.approx([5.69, 10.79, 5.57, 10.95], abs=tolerance)
     assert (found[0] + found[2]) / 2 == pytest.approx(5.63, abs=tolerance)
     assert (found[1] + found[3]) / 2 == pytest.approx(10.87, abs=tolerance)
+    assert sum(binary) / 2 == pytest.approx(0.31, abs=tolerance / 4)
     best = in_order(relevancy[:200], relevancy[:200])
     assert graded_average_precision(best).tolist() == [1.0] * 200
     assert ndcg(best).tolist() == [1.0] * 200
+
+
+@pytest.mark.gpu
+def test_figures_do_not_depend_on_the_device():
+    videos, texts = (
+        F.normalize(random(300, 64), dim=-1),
+        F.normalize(random(500, 64, seed=1), dim=-1),
+    )
+    texts[100:200] = texts[0]
+    owners = torch.arange(500) % 300
+    relevancy = random(300, 500, levels=torch.tensor([0, 0.25, 0.5, 1.0]))
+    relevancy[:, 0] = relevancy[0] = 1
+    found = caption_retrieval(videos.cuda(), texts.cuda(), owners.cuda())
+    assert found == caption_retrieval(videos, texts, owners)
+    graded = multi_instance_retrieval(videos.cuda(), texts.cuda(), relevancy)
+    expected = multi_instance_retrieval(videos, texts, relevancy).to_dict()
+    assert graded.to_dict() == pytest.approx(expected, abs=1e-9)

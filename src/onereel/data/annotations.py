@@ -153,16 +153,20 @@ class Annotations:
     def located(self, videos: Iterable[str]) -> Annotations:
         """The same records with names of `videos` for paths, where paths are ids; else these annotations.
 
-        An id is the name of a file without its folder, with its suffix or without. An id that no video has stays,
-        and is reported as missing. Raises DataError where several videos have the same id.
+        An id is the name of a file without its folder; the suffix may lack, or be another one. An id that no video
+        has stays, and is reported as missing. Raises DataError where several videos have the same id.
         """
         if not self.origin.by_id:
             return self
         names: dict[str, list[str]] = {}
         for video in videos:
-            names.setdefault(_stem(video), []).append(video)
+            for key in {Path(video).name, _stem(video)}:
+                names.setdefault(key, []).append(video)
         ids = self.table["path"].combine_chunks().dictionary_encode()
-        found = [names.get(_stem(name), [name]) for name in ids.dictionary.to_pylist()]
+        found = [
+            names.get(name) or names.get(_stem(name)) or [name]
+            for name in ids.dictionary.to_pylist()
+        ]
         for several in found:
             if len(several) > 1:
                 raise DataError(

@@ -71,8 +71,10 @@ class SentencePool:
         if len(texts) != len(sentences):
             raise ValueError(f"{len(texts)} texts, but {len(sentences)} sentences")
         self.texts, self.sentences = texts, sentences
+        self._num_nouns = sentences.nouns.sum(1, dtype=np.float32)
         # Few clips differ in what happens: workers get each different action once, and its number for each clip.
-        keys = np.concatenate([videos.verbs[:, None], videos.nouns.astype(np.int64)], axis=1)
+        verbs = np.ascontiguousarray(videos.verbs, np.int64)[:, None].view(np.uint8)
+        keys = np.concatenate([verbs, np.packbits(videos.nouns, axis=1)], axis=1)
         _, first, self._kind = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         self._kinds = videos[first]
 
@@ -85,11 +87,18 @@ class SentencePool:
         """float32 `(V, S)`, see `relevancy_matrix`."""
         return relevancy_matrix(self.videos, self.sentences)
 
+    def relevancy_of(self, index: int) -> np.ndarray:
+        """Row `index` of `relevancy()`, from the few nouns that the record names; a hundred times as fast."""
+        kind = self._kind[index]
+        named = np.flatnonzero(self._kinds.nouns[kind])
+        shared = named[named < self.sentences.nouns.shape[1]]
+        common = self.sentences.nouns[:, shared].sum(1, dtype=np.float32)
+        union = np.maximum(len(named) + self._num_nouns - common, 1)
+        return (common / union + (self.sentences.verbs == self._kinds.verbs[kind])) / 2
+
     def draw(self, index: int, generator: np.random.Generator) -> str:
         """One of the sentences that are relevant enough to record `index`, each as probable. Raises DataError."""
-        action = self._kinds[self._kind[index : index + 1]]
-        row = relevancy_matrix(action, self.sentences)[0]
-        relevant = np.flatnonzero(row > self.threshold)
+        relevant = np.flatnonzero(self.relevancy_of(index) > self.threshold)
         if not len(relevant):
             raise DataError(
                 f"record {index} has no sentence of relevance above {self.threshold:g}: the sentence table must "

@@ -1,1 +1,1 @@
-"""One file per annotation format; each returns an Arrow table with the columns of `data.annotations`."""
+"""One file per annotation format; each makes an Arrow table with the columns of `data.annotations`."""

@@ -22,7 +22,7 @@ KEYS = ("narration_id", "video_id", "start_timestamp", "stop_timestamp")
 
 def is_epic(header: list[str]) -> bool:
     """Whether a CSV's header is that of an EPIC-KITCHENS-100 table."""
-    return set(KEYS) <= set(header)
+    return set(KEYS) <= set(header) and "path" not in header
 
 
 def are_actions(labels: Sequence[str]) -> bool:
