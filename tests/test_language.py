@@ -123,6 +123,27 @@ def test_a_trained_run_is_loaded_with_other_tokens_and_tested_again(trained: Pat
         onereel.load(trained)
 
 
+def test_labels_alone_are_a_zero_shot_test_and_questions_a_choice(
+    videos: Path, trained: Path, tmp_path: Path
+) -> None:
+    rows = ["path,label,start,end", *(f"{i}.mp4,{w},{i},{i + 1}" for i, w in enumerate(["a", "b"]))]
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    data = replace(api.run_config(trained).data, root=str(videos))
+    config = replace(api.run_config(trained), data=data)
+    result = api.evaluate(trained, name="names", config=config, val=str(tmp_path / "labels.csv"))
+    assert result.figures()["top1"] in (0, 0.5, 1)
+    assert json.loads((trained / "eval" / "names.json").read_text())["num_classes"] == 2
+    clip = {"clip_start": 0, "clip_end": 1, "clip_text": "x"}
+    question = {
+        "answer": 1,
+        "query": {"clip_text": "a red square"},
+        "choices": {str(i): {**clip, "video_uid": str(i)} for i in range(2)},
+    }
+    (tmp_path / "egomcq.json").write_text(json.dumps({"0": question}))
+    result = api.evaluate(trained, name="choice", config=config, val=str(tmp_path / "egomcq.json"))
+    assert result.figures()["accuracy_inter"] in (0, 1)
+
+
 def test_a_run_starts_from_another_with_more_frames(
     videos: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -163,8 +184,10 @@ def test_a_list_without_captions_is_refused_before_anything_is_written(
     bare.write_text("path,label\n0.mp4,a\n1.mp4,b\n")
     with pytest.raises(DataError, match="caption"):
         onereel.train(TINY, data=str(bare), out=tmp_path / "no")
-    with pytest.raises(DataError, match="caption"):
-        onereel.train(TINY, data=str(videos / "train.csv"), val=str(bare), out=tmp_path / "no")
+    silent = videos / "silent.csv"
+    silent.write_text("narration_id,video_id,start_timestamp,stop_timestamp\na,0,0,1\nb,1,0,1\n")
+    with pytest.raises(DataError, match="no captions; add a column 'caption', or 'label'"):
+        onereel.train(TINY, data=str(videos / "train.csv"), val=str(silent), out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
 

@@ -43,8 +43,10 @@ class Validation:
         label_names = class_names or None
         if label_names is not None:
             annotations.check_labels(label_names)
-        if build.learns_pairs(config) and not annotations.has_captions:
-            raise DataError(f"{annotations.source}: no captions; add a column 'caption'")
+        if build.learns_pairs(config) and not (annotations.has_captions or annotations.has_labels):
+            raise DataError(
+                f"{annotations.source}: no captions; add a column 'caption', or 'label' for a test by class names"
+            )
         self.dataset = build.build_dataset(config, annotations, label_names, training=False)
         _check_present(self.dataset)
         self.loader = build.build_eval_loader(config, self.dataset, world=world)
