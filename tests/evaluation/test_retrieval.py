@@ -139,15 +139,16 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, reca
 """
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("num_queries", "num_items"),
     [(600, 100_000), pytest.param(100_000, 100_000, marks=pytest.mark.slow)],
 )
 def test_memory_does_not_grow_with_the_number_of_pairs(num_queries, num_items):
-    """All scores of 600 x 10^5 would take 480 MB in float64, those of 10^5 x 10^5 80 GB."""
+    """All scores of 600 x 10^5 would take 720 MB (float64 and float32), of 10^5 x 10^5 120 GB."""
     command = [sys.executable, "-c", SCRIPT, str(num_queries), str(num_items)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert float(output[0]) < 250
+    assert float(output[0]) < 400
     assert float(output[1]) < num_items / 10
 
 
