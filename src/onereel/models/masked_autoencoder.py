@@ -33,7 +33,6 @@ from onereel.tokens.packing import (
     pack_at,
     per_token,
     take,
-    to_device,
     token_indices,
 )
 from onereel.tokens.tubelets import clip_grid, patchify
@@ -209,20 +208,17 @@ class MaskedAutoencoder(nn.Module):
         kept, run_lengths = self._select(seen, grid, generators)
         parts = []
         for lengths, positions in self.masking.split(kept, grid, draws):
-            indices = to_device(kept.indices[:, positions], clips.device)
-            parts.append(pack_at(clips, TokenIndices(lengths, indices), *block, run_lengths))
+            tokens = TokenIndices(lengths, kept.indices[:, positions])
+            parts.append(pack_at(clips, tokens, *block, run_lengths))
         return parts
 
     def _select(
         self, seen: Tensor, grid: TubeletGrid, generators: Generators
     ) -> tuple[TokenIndices, Tensor | None]:
-        """The kept tokens, and the run lengths `(B, N)` if there are any.
-
-        On the host where all are kept, since masks are drawn there, or where their number must be read anyhow.
-        """
+        """The kept tokens, and the run lengths `(B, N)` if there are any."""
         num_kept = self.selector.num_kept(dense_grid(self.frames, grid))
         if num_kept == grid.num_tokens:
-            everything = torch.ones(len(seen), grid.num_tokens, dtype=torch.bool)
+            everything = seen.new_ones(len(seen), grid.num_tokens, dtype=torch.bool)
             return token_indices(everything, grid, num_kept), None
         embeddings = None
         if self.selector.needs_embeddings:
@@ -232,8 +228,7 @@ class MaskedAutoencoder(nn.Module):
         selection = select_tokens(
             self.selector, self.frames, seen, embeddings, grid, generators, draws=self.training
         )
-        mask = selection.keep_mask if num_kept is not None else selection.keep_mask.cpu()
-        return token_indices(mask, grid, num_kept), selection.run_lengths
+        return token_indices(selection.keep_mask, grid, num_kept), selection.run_lengths
 
     def macs(self, num_visible: Sequence[int], num_targets: Sequence[int]) -> int:
         """Multiply-adds of a forward that embeds the visible patches only; see `scoring_macs`."""

@@ -78,7 +78,7 @@ class Masking:
         """Draw the masks of a batch.
 
         Args:
-            kept: the tokens to divide. Nothing waits for their device, but to count the tokens that tubes show.
+            kept: the tokens to divide. Nothing waits for their device, but where tubes show some of them.
             generators: one CPU generator per clip.
 
         Returns:
@@ -95,13 +95,17 @@ class Masking:
         noise, places, start = (to_device(torch.stack(d), device) for d in zip(*draws))
         clip, t, h, w = kept.indices
         keys = noise[clip, t, h, w]
-        num_visible = [_floor((1 - self.mask_ratio) * n) for n in kept.lengths]
-        if self.kind == "tube":
-            hides = (places < _hidden_places(self.mask_ratio, grid))[clip, h, w]
+        if self.kind == "random":
+            num_visible = [_floor((1 - self.mask_ratio) * n) for n in kept.lengths]
+        else:
+            hidden_places = _hidden_places(self.mask_ratio, grid)
+            hides = (places < hidden_places)[clip, h, w]
             keys = keys + hides
-            num_visible = (
-                noise.new_zeros(batch).index_add_(0, clip, (~hides).double()).int().tolist()
-            )
+            if set(kept.lengths) == {grid.num_tokens}:
+                num_visible = [grid.gt * (grid.gh * grid.gw - hidden_places)] * batch
+            else:
+                shown = noise.new_zeros(batch).index_add_(0, clip, (~hides).double())
+                num_visible = shown.int().tolist()
         _check_counts(num_visible, kept.lengths)
         everything = Picked(kept.lengths, torch.arange(len(clip), device=device))
         visible, hidden = _divide(everything, clip, keys, num_visible)
