@@ -149,6 +149,33 @@ def test_layers_and_decay() -> None:
     assert "model.decoder.head.weight" not in undecayed
 
 
+EVEREST = replace(CONFIG, tokens=TokensConfig(kind="redundancy", keep_ratio=0.5))
+DUAL = replace(CONFIG, objective=replace(CONFIG.objective, mask="tube", decode_ratio=0.5))
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("config", [CONFIG, EVEREST, DUAL], ids=["random", "everest", "dual"])
+def test_a_step_on_the_gpu_waits_for_nothing_and_has_the_loss_of_the_cpu(config: RunConfig) -> None:
+    masked, given = objective(config).eval(), batch(4)
+    expected = masked(given)["loss"].item()
+    masked.cuda()
+    moved = replace(given, clips=given.clips.cuda())
+    assert masked(moved)["loss"].item() == pytest.approx(expected, abs=1e-3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = masked(moved)["loss"]
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.item() == pytest.approx(expected, abs=2e-2)
+    for name, parameter in masked.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert masked.model.encoder.patch_embed.weight.grad.abs().max() > 0
+
+
 def test_a_clip_can_be_learned_by_heart() -> None:
     """On one clip under one mask the loss falls well below 1, that of predicting each patch's mean colour."""
     rows = torch.linspace(0, 6, 64)

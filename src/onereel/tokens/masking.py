@@ -124,7 +124,7 @@ def running_cell(grid: TubeletGrid, device: torch.device | None = None) -> Tenso
     Two neighbours of the four, taken clockwise, so that every place is covered half of the time (MAR, arXiv
     2207.11660, whose mask VideoMAE v2 gives its decoder).
     """
-    ring = torch.tensor([[0, 1], [3, 2]], device=device)
+    ring = to_device(torch.tensor([[0, 1], [3, 2]]), device or torch.device("cpu"))
     start, t, h, w = (torch.arange(n, device=device) for n in (4, *grid))
     place = ring[h % 2][:, w % 2]
     return (place - (start[:, None, None, None] + t[:, None, None])) % 4 < 2
