@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import onereel
-from onereel import api
+from onereel import api, moments
+from onereel.cli import main
 from onereel.config import (
     AugmentConfig,
     DataConfig,
@@ -27,6 +28,7 @@ from onereel.config import (
 )
 from onereel.errors import ConfigError, DataError
 from onereel.loading import load_dual_encoder
+from onereel.moments.index import MomentIndex
 from onereel.training import checkpoint, list_checkpoints
 
 TINY = RunConfig(
@@ -198,3 +200,61 @@ def test_captions24_run_end_to_end(real_data: Path, tmp_path: Path) -> None:
     result = onereel.train(config, data=str(data), val=str(data), out=tmp_path / "captions24")
     assert result.step == 2
     assert result.metrics["median_rank"] >= 1
+
+
+def test_moments_of_a_list_are_embedded_and_found_by_their_caption(
+    videos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features, page = str(tmp_path / "features.parquet"), tmp_path / "found.html"
+    assert main(["embed", str(trained), str(videos / "train.csv"), "--out", features]) == 0
+    assert "8 moments of 2 videos" in capsys.readouterr().out
+    index = MomentIndex.read(features)
+    torch.testing.assert_close(
+        torch.tensor(index.embeddings).norm(dim=1), torch.ones(8), rtol=0, atol=1e-5
+    )
+    search = ["search", str(trained), "a red square", "--index", features]
+    assert main([*search, "--top-k", "3", "--html", str(page)]) == 0
+    printed = capsys.readouterr().out
+    found = moments.search(trained, "a red square", index=features, top_k=3)
+    assert [f"{one.score:.3f}" in printed for one in found] == [True] * 3
+    assert found == sorted(found, key=lambda one: -one.score)
+    assert page.read_text().count("data:image/jpeg") == 9
+
+
+def test_whole_videos_are_cut_into_windows_and_bad_ones_named(
+    videos: Path, trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(videos / "0.mp4", folder)
+    (folder / "bad.mp4").write_bytes(b"no video")
+    report = moments.embed(trained, folder, out=tmp_path / "f.parquet", window_seconds=1.5)
+    index = MomentIndex.read(report.path)
+    spans = [(index.moment(i).start, index.moment(i).end) for i in range(len(index))]
+    assert spans == [(0.0, 1.5), (1.5, 3.0), (3.0, 4.0)]
+    assert [one.path for one in report.broken] == ["bad.mp4"]
+    with pytest.raises(ConfigError, match="window-seconds"):
+        moments.embed(trained, out=tmp_path / "f.parquet")
+
+
+def test_moments_that_cannot_be_read_are_left_out_and_listed(
+    videos: Path, trained: Path, tmp_path: Path
+) -> None:
+    rows = f"path,caption\n{videos}/0.mp4,a\n{tmp_path}/gone.mp4,b\n{videos}/1.mp4,c\n"
+    (tmp_path / "list.csv").write_text(rows)
+    report = moments.embed(trained, tmp_path / "list.csv", out=tmp_path / "f.parquet")
+    assert (report.num_moments, report.num_failed) == (2, 1)
+    assert "gone.mp4" in report.quarantine.read_text()
+    index = MomentIndex.read(report.path)
+    assert [index.moment(i).caption for i in range(2)] == ["a", "c"]
+
+
+def test_an_index_of_another_model_is_refused(videos: Path, trained: Path, tmp_path: Path) -> None:
+    report = moments.embed(trained, videos / "val.csv", out=tmp_path / "f.parquet")
+    index = MomentIndex.read(report.path)
+    replace(index, facts=replace(index.facts, model="other")).write(report.path)
+    with pytest.raises(DataError, match="embed again"):
+        moments.search(trained, "a", index=report.path)
+    for text, options in (("a", {"top_k": 0}), ("  ", {})):
+        with pytest.raises(ConfigError):
+            moments.search(trained, text, index=report.path, **options)

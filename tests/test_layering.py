@@ -16,8 +16,8 @@ LEVELS: dict[str, int] = {
     **dict.fromkeys(("recipes",), 2),
     "build": 3,
     **dict.fromkeys(("loading", "export", "validation", "pictures"), 4),
-    **dict.fromkeys(("api", "doctor", "inspection"), 4),
-    **dict.fromkeys(("commands", "demo", "sharing"), 5),
+    **dict.fromkeys(("api", "doctor", "inspection", "moments"), 4),
+    **dict.fromkeys(("commands", "demo", "finding", "sharing"), 5),
     "cli": 6,
 }
 # Rooms that a room may import, besides itself and what lies below; type annotations may name any.

@@ -27,6 +27,8 @@ VERBS = {
     "train": Verb("Training", "train a recipe, or --resume a run"),
     "eval": Verb("Using a model", "test a run: views, token budgets, confusion matrix"),
     "predict": Verb("Using a model", "label videos: table, JSON or CSV"),
+    "embed": Verb("Using a model", "embed moments of videos, to be searched by a text"),
+    "search": Verb("Using a model", "text -> moments: table, page of thumbnails"),
     "convert": Verb(
         "Using a model", "write a model for others: own folder with a card, or VideoMAE's"
     ),

@@ -18,6 +18,8 @@ from tyro.conf import Positional
 
 from onereel.config import DataConfig, EvalConfig, RunConfig, TokensConfig
 from onereel.errors import ConfigError
+from onereel.finding import embed_command as embed_command
+from onereel.finding import search_command as search_command
 from onereel.inspection.options import InspectOptions
 from onereel.recipes import RECIPES, describe, load_recipe
 from onereel.sharing import convert_command as convert_command

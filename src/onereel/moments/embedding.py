@@ -1,0 +1,181 @@
+"""Every moment of a list, or of whole videos cut into windows, as a row of `features.parquet`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from onereel import build
+from onereel.config import RunConfig
+from onereel.data.annotations import Annotations
+from onereel.errors import ConfigError, DataError, DecodeError
+from onereel.evaluation.inference import autocast, evaluating
+from onereel.evaluation.scores import ViewSums
+from onereel.loading import load_dual_encoder
+from onereel.models.dual_encoder import DualEncoder
+from onereel.moments.index import IndexFacts, MomentIndex, fingerprint
+from onereel.seeding import clip_generators
+from onereel.training import World, pick_device
+from onereel.types import Quarantined
+from onereel.video.library import VideoLibrary, open_library
+from onereel.video.sources import list_sources
+
+SHORTEST_WINDOW = 0.5
+"""A rest at the end of a video that is shorter than this share of a window belongs to the window before."""
+
+
+@dataclass(frozen=True)
+class EmbedReport:
+    """What was written.
+
+    Attributes:
+        num_failed: moments that could not be read; `quarantine` names them, with the reason.
+        broken: videos that could not be opened to be cut into windows.
+    """
+
+    path: Path
+    num_moments: int
+    num_videos: int
+    num_failed: int
+    quarantine: Path
+    broken: tuple[Quarantined, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"not read: {one.path}: {one.reason}" for one in self.broken]
+        if self.num_failed:
+            lines.append(f"not read: {self.num_failed} moments, see {self.quarantine}")
+        wrote = f"wrote {self.path}: {self.num_moments} moments of {self.num_videos} videos"
+        return "\n".join([*lines, wrote])
+
+
+def embed(
+    run: str | Path,
+    source: str | Path = "",
+    *,
+    out: str | Path,
+    store: str | Path = "",
+    window_seconds: float = 0.0,
+    device: str = "auto",
+) -> EmbedReport:
+    """Embed moments by the video tower of a video-language run and write them as `out`.
+
+    A moment that cannot be read is named in OUT_quarantine.csv, and the others are embedded.
+
+    Args:
+        source: a list of moments; with `window_seconds`, a video, a folder or list of videos; with `store` too, empty:
+            all of the store.
+        store: chunk store to read from; empty: the files themselves.
+        window_seconds: cut every video into moments of this length; 0: the moments that the list names.
+
+    Raises:
+        OnereelError: the run, the list or the settings cannot be used, or no moment could be read.
+    """
+    if window_seconds < 0 or (not source and not (store and window_seconds)):
+        raise ConfigError(
+            "embed needs a list of moments, or videos and --window-seconds above 0: onereel embed RUN LIST --out "
+            "features.parquet"
+        )
+    chosen = pick_device(device)
+    trained = load_dual_encoder(run)
+    config = trained.config
+    data = replace(config.data, root="", store=os.path.abspath(store) if store else "")
+    config = replace(config, data=data)
+    annotations, broken = _moments(config, str(source), window_seconds)
+    model, path = trained.model.to(chosen), Path(out)
+    quarantine = path.with_name(f"{path.stem}_quarantine.csv")
+    sums = _embed_all(model, config, annotations, chosen, quarantine)
+    found = sums.mean(config.eval.num_clips * config.eval.num_crops)
+    rows = found.indices.numpy()
+    facts = IndexFacts(fingerprint(model), os.path.abspath(annotations.root or "."), data.store)
+    index = MomentIndex(moments_table(annotations, rows), found.probabilities.numpy(), facts)
+    index.write(path)
+    num_videos = len(set(index.table["path"].to_pylist()))
+    num_failed = len(annotations) - len(rows)
+    return EmbedReport(path, len(index), num_videos, num_failed, quarantine, tuple(broken))
+
+
+def _moments(
+    config: RunConfig, source: str, window_seconds: float
+) -> tuple[Annotations, list[Quarantined]]:
+    """The moments to embed, and videos that have none because they cannot be read."""
+    if not window_seconds:
+        return build.build_annotations(config, source), []
+    if config.data.store:
+        library, root = open_library(config.data.store), ""
+        names: Sequence[str] = library.videos()
+        if source:
+            names = [one.name for one in list_sources(source)[1]]
+    else:
+        root, sources = list_sources(source)
+        library, names = open_library(root=root), [one.name for one in sources]
+    return _windows(library, names, window_seconds, root)
+
+
+def _windows(
+    library: VideoLibrary, names: Sequence[str], seconds: float, root: str
+) -> tuple[Annotations, list[Quarantined]]:
+    rows: list[tuple[str, float, float]] = []
+    broken = []
+    for name in names:
+        try:
+            duration = library.info(name).duration_seconds
+        except DecodeError as error:
+            broken.append(Quarantined(name, error.reason, error.frame, where="embed"))
+            continue
+        bounds = np.arange(0, duration, seconds).tolist()
+        if len(bounds) > 1 and duration - bounds[-1] < SHORTEST_WINDOW * seconds:
+            bounds.pop()
+        rows += [(name, *span) for span in zip(bounds, [*bounds[1:], duration])]
+    if not rows:
+        raise DataError(
+            f"none of {len(names)} videos could be read; the first: {broken[0].path}: {broken[0].reason}"
+        )
+    columns = (pa.array(column) for column in zip(*rows, strict=True))
+    table = pa.table(list(columns), names=["path", "start", "end"])
+    return Annotations(table, "windows", root), broken
+
+
+def _embed_all(
+    model: DualEncoder,
+    config: RunConfig,
+    annotations: Annotations,
+    device: torch.device,
+    quarantine: Path,
+) -> ViewSums:
+    """Embeddings of all moments that can be read; those that cannot are in `quarantine`."""
+    quarantine.unlink(missing_ok=True)
+    dataset = build.build_dataset(config, annotations, None, training=False)
+    loader = build.build_eval_loader(
+        config, dataset, world=World(0, 1, device), quarantine=quarantine
+    )
+    augment = build.build_augment(config, None, training=False)
+    sums = ViewSums()
+    with evaluating(model):
+        for batch in loader.batches(epoch=0):
+            if not batch.num_clips:
+                continue
+            batch = augment(batch, device)
+            generators = clip_generators(config.seed, batch.keys)
+            with autocast(device, config.train.precision):
+                features, _ = model.encode_video(batch.clips, batch.scoring_clips, generators)
+            sums.add(batch.keys, features)
+    return sums
+
+
+def moments_table(annotations: Annotations, rows: np.ndarray) -> pa.Table:
+    """Columns path, start, end, caption of these records; of several captions the first."""
+    records = [annotations.record(int(row)) for row in rows]
+    return pa.table(
+        {
+            "path": pa.array([record.path for record in records], pa.string()),
+            "start": pa.array([record.start for record in records], pa.float64()),
+            "end": pa.array([record.end for record in records], pa.float64()),
+            "caption": pa.array([record.caption for record in records], pa.string()),
+        }
+    )
