@@ -112,7 +112,11 @@ def build_train_loader(
     )
 
 
-def build_eval_loader(config: RunConfig, dataset: ClipDataset, *, world: World) -> ClipLoader:
+def build_eval_loader(
+    config: RunConfig, dataset: ClipDataset, *, world: World, quarantine: Path | None = None
+) -> ClipLoader:
+    """Every view of every record once, in order. A record that cannot be read raises, or, with `quarantine`, is
+    written there and left out."""
     return ClipLoader(
         dataset,
         batch_size=config.eval.batch_size_per_device,
@@ -123,7 +127,9 @@ def build_eval_loader(config: RunConfig, dataset: ClipDataset, *, world: World) 
         world_size=world.world_size,
         num_workers=num_workers(config, world.world_size),
         prefetch=config.data.prefetch,
-        strict=True,
+        strict=quarantine is None,
+        max_bad_ratio=1.0,
+        quarantine=quarantine,
         pin_memory=world.device.type == "cuda",
         pick=build_picker(config, training=False),
     )
