@@ -88,9 +88,10 @@ def _reconstructed(
 
 
 def _example_samples(dataset: ClipDataset) -> list[Sample]:
-    """The first readable clips of different classes, or where there are none, of different videos."""
+    """The first readable clips of different classes; where there are none, clips of videos from all over the list."""
     found: dict[int | str, Sample] = {}
-    for index in range(min(len(dataset), EXAMPLES_SEARCHED)):
+    step = 1 if dataset.label_names else max(1, len(dataset) // NUM_EXAMPLES)
+    for index in range(0, len(dataset), step)[:EXAMPLES_SEARCHED]:
         try:
             sample = dataset[SampleKey(0, index)]
         except DecodeError:

@@ -10,7 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from onereel.report.examples import GAP_PIXELS, GREY, render_selection, write_examples
+from onereel.report.examples import (
+    GAP_PIXELS,
+    GREY,
+    Reconstructed,
+    render_reconstruction,
+    render_selection,
+    write_examples,
+    write_reconstructions,
+)
 from onereel.types import TubeletGrid
 
 GRID = TubeletGrid(3, 2, 4)
@@ -52,6 +60,41 @@ def test_all_kept_is_the_clip_itself() -> None:
     assert picture.width == GRID.gt * GRID.gw * PATCH + (GRID.gt - 1) * GAP_PIXELS
     first = np.asarray(picture)[:, : GRID.gw * PATCH]
     assert (first == clip[0].permute(1, 2, 0).numpy()).all()
+
+
+def a_reconstruction() -> Reconstructed:
+    """Of a decoder that answers white; a quarter is visible, a half is asked for."""
+    order = torch.randperm(GRID.num_tokens, generator=torch.Generator().manual_seed(2))
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(GRID.num_tokens))
+    visible, targets = place < 6, (place >= 6) & (place < 18)
+    white = torch.full_like(a_clip(), 255)
+    return Reconstructed(white, visible, targets)
+
+
+def test_three_rows_show_the_clip_what_is_seen_and_what_is_answered() -> None:
+    clip, shown = a_clip(), a_reconstruction()
+    picture = np.asarray(render_reconstruction(clip, shown, GRID, 2, PATCH))
+    height = GRID.gh * PATCH
+    rows = [picture[i * (height + GAP_PIXELS) :][:height] for i in range(3)]
+    everything = torch.ones(GRID.num_tokens, dtype=torch.bool)
+    assert (rows[0] == np.asarray(render_selection(clip, everything, GRID, 2, PATCH))).all()
+    assert (rows[1] == np.asarray(render_selection(clip, shown.visible, GRID, 2, PATCH))).all()
+    known = (shown.visible | shown.targets).numpy().reshape(GRID)
+    for t in range(GRID.gt):
+        answer = tubelets_of(rows[2], t)
+        assert (answer[known[t]] == 255).all()
+        assert (answer[~known[t]] < 255).all(), "what was not asked for is grey"
+
+
+def test_reconstructions_say_how_many_tokens_were_shown_and_asked_for(tmp_path: Path) -> None:
+    sizes = {"tubelet_size": 2, "patch_size": PATCH}
+    (file,) = write_reconstructions(
+        tmp_path, [a_clip()], [a_reconstruction()], ["wave"], grid=GRID, **sizes
+    )
+    (entry,) = json.loads((tmp_path / "examples" / "examples.json").read_text())
+    assert (entry["num_visible"], entry["num_targets"], entry["num_tokens"]) == (6, 12, 24)
+    assert (entry["caption"], entry["file"]) == ("wave", file.name)
+    assert Image.open(file).size == (entry["width"], entry["height"])
 
 
 def test_what_doesn_t_fit_is_refused() -> None:
