@@ -94,7 +94,8 @@ def test_reconstructions_say_how_many_tokens_were_shown_and_asked_for(tmp_path: 
     (entry,) = json.loads((tmp_path / "examples" / "examples.json").read_text())
     assert (entry["num_visible"], entry["num_targets"], entry["num_tokens"]) == (6, 12, 24)
     assert (entry["caption"], entry["file"]) == ("wave", file.name)
-    assert Image.open(file).size == (entry["width"], entry["height"])
+    with Image.open(file) as picture:
+        assert picture.size == (entry["width"], entry["height"])
 
 
 def test_what_doesn_t_fit_is_refused() -> None:
