@@ -16,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from onereel.config import DataConfig, ModelConfig, RunConfig, TokensConfig, TrainConfig
+from onereel.config import (
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RunConfig,
+    TokensConfig,
+    TrainConfig,
+)
 from onereel.doctor import plan_run, run_doctor
 from onereel.doctor.arithmetic import Rates, Workload, advice, forecast, longest_chunk_seconds
 from onereel.doctor.measure import DiskRate, measure_decode, measure_disk
@@ -262,6 +269,14 @@ def test_a_plan_of_raw_files(config: RunConfig) -> None:
     text = printed(plan)
     for words in ("clips/s", "together", "for 7 epochs", "advice:", "Eq. 3", "could not be read"):
         assert words in text
+
+
+def test_a_plan_of_masked_pre_training_times_the_autoencoder(config: RunConfig) -> None:
+    objective = ObjectiveConfig(kind="masked", mask="random", mask_ratio=0.5)
+    plan = plan_run(replace(config, objective=objective))
+    supervised = plan_run(config)
+    assert plan.model.kept_ratio == supervised.model.kept_ratio == 0.5
+    assert plan.model.flops_per_clip != supervised.model.flops_per_clip
 
 
 def test_a_plan_and_a_checkup_of_a_store(config: RunConfig, listing: Path, tmp_path: Path) -> None:

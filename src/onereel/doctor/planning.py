@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Group
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from onereel import build
 from onereel.config import RunConfig
@@ -28,7 +28,7 @@ from onereel.doctor.arithmetic import (
 from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure_disk
 from onereel.doctor.system import cuda_devices, describe_disk
 from onereel.errors import ConfigError, DataError, DecodeError
-from onereel.evaluation.efficiency import Throughput, measure_training
+from onereel.evaluation.efficiency import TrainingSpeed, measure_training
 from onereel.training import on_devices, pick_device
 from onereel.types import Batch, SampleKey
 from onereel.video.schedule import num_cores
@@ -36,7 +36,6 @@ from onereel.video.schedule import num_cores
 if TYPE_CHECKING:
     from onereel.data.annotations import Annotations
     from onereel.data.dataset import ClipDataset
-    from onereel.models.video_model import VideoModel
 
 MODEL_CLIPS = 8
 """Clips of the videos that the model is timed on; a larger batch repeats them."""
@@ -58,7 +57,7 @@ class Plan:
     device: str
     disk: DiskRate
     decode: DecodeRate
-    model: Throughput
+    model: TrainingSpeed
     rates: Rates
     workload: Workload
     forecast: Forecast
@@ -92,7 +91,7 @@ class Plan:
             f"{result.device:.1f}",
             f"{self.workload.num_devices} x {self.device}, forward + backward of {self.model.batch_size} clips in "
             f"{self.model.latency_seconds:.3g} s, {self.model.kept_ratio:.1%} of the tokens kept, "
-            f"{6 * self.model.macs_per_clip / 1e9:.3g} GFLOPs per clip",
+            f"{self.model.flops_per_clip / 1e9:.3g} GFLOPs per clip",
         )
         table.add_row("together", f"{result.clips_per_second:.1f}", f"limit: {result.limit}")
         return table
@@ -146,9 +145,9 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
     disk = measure_disk(video_folder(config, annotations))
     decode = measure_decode(dataset, repeats=config.data.repeats)
     num_classes = max(2, len(annotations.label_names()))
-    model = build.build_model(config, num_classes).to(device)
+    objective = build.build_objective(config, build.build_trainee(config, num_classes)).to(device)
     with _threads(build.num_threads(config, num_devices)):
-        speed = measure_model(config, model, _example_clips(config, dataset, device))
+        speed = measure_objective(config, objective, _example_clips(config, dataset, device))
         model_cores = torch.get_num_threads() if device.type == "cpu" else 0
     cores = num_cores()
     rates = Rates(
@@ -175,7 +174,7 @@ def _conclude(
     device: str,
     disk: DiskRate,
     decode: DecodeRate,
-    model: Throughput,
+    model: TrainingSpeed,
     rates: Rates,
     work: Workload,
     dataset: ClipDataset,
@@ -205,18 +204,19 @@ def _conclude(
     )
 
 
-def measure_model(config: RunConfig, model: VideoModel, clips: Tensor) -> Throughput:
+def measure_objective(config: RunConfig, objective: nn.Module, clips: Tensor) -> TrainingSpeed:
     """Time training steps on `clips`, repeated to the batch of `config`, or to fewer where that is too much.
 
     Raises ConfigError where not even one clip fits into memory.
     """
     wanted, precision = config.train.batch_size_per_device, config.train.precision
 
-    def measure(size: int, repeats: int) -> Throughput:
-        batch = clips[torch.arange(size, device=clips.device) % len(clips)]
-        return measure_training(
-            model, batch, precision=precision, seed=config.seed, repeats=repeats
-        )
+    def measure(size: int, repeats: int) -> TrainingSpeed:
+        repeated = clips[torch.arange(size, device=clips.device) % len(clips)]
+        labels = torch.zeros(size, dtype=torch.long, device=clips.device)
+        keys = [SampleKey(0, index) for index in range(size)]
+        batch = Batch(repeated, keys, labels=labels, num_clips=size)
+        return measure_training(objective, batch, precision=precision, repeats=repeats)
 
     size, fits = 1, 0
     try:

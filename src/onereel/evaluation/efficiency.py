@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onereel.evaluation.inference import autocast, evaluating
 from onereel.seeding import clip_generators
-from onereel.types import SampleKey
+from onereel.types import Batch, SampleKey
 
 if TYPE_CHECKING:
     from onereel.models.video_model import Output, VideoModel
@@ -44,6 +44,23 @@ class Throughput:
     peak_memory_bytes: int | None
 
 
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """An objective's speed on a given batch.
+
+    Attributes:
+        clips_per_second, latency_seconds, batch_size, kept_ratio, peak_memory_bytes: as of `Throughput`.
+        flops_per_clip: 2 x multiply-adds of forward and backward, mean over the clips.
+    """
+
+    clips_per_second: float
+    latency_seconds: float
+    batch_size: int
+    kept_ratio: float
+    flops_per_clip: float
+    peak_memory_bytes: int | None
+
+
 def clip_macs(model: VideoModel, num_tokens: int) -> int:
     """Multiply-adds of the forward pass of one clip of `num_tokens` kept tokens."""
     return model.macs((num_tokens,))
@@ -69,55 +86,10 @@ def measure_inference(
     def step() -> Output:
         return _forward(model, clips, precision, seed)
 
-    with evaluating(model):
-        return _throughput(model, clips, step, repeats, warmup)
-
-
-def measure_training(
-    model: VideoModel,
-    clips: Tensor,
-    *,
-    precision: str = "auto",
-    seed: int = 0,
-    repeats: int = 3,
-    warmup: int = 1,
-) -> Throughput:
-    """Time forward and backward (no optimiser step) on normalised float `clips`; gradients are left empty."""
-
-    def step() -> Output:
-        output = _forward(model, clips, precision, seed)
-        output.logits.float().square().mean().backward()
-        model.zero_grad(set_to_none=True)
-        return output
-
-    was_training = model.training
-    model.train()
-    try:
-        return _throughput(model, clips, step, repeats, warmup)
-    finally:
-        model.train(was_training)
-
-
-def _forward(model: VideoModel, clips: Tensor, precision: str, seed: int) -> Output:
-    keys = [SampleKey(0, index) for index in range(len(clips))]
-    with autocast(clips.device, precision):
-        return model(clips, generators=clip_generators(seed, keys))
-
-
-def _throughput(
-    model: VideoModel, clips: Tensor, step: Callable[[], Output], repeats: int, warmup: int
-) -> Throughput:
     before = _reset_peak_memory(clips.device)
-    for _ in range(warmup):
-        step()
-    seconds = []
-    for _ in range(repeats):
-        synchronize(clips.device)
-        start = time.perf_counter()
+    with evaluating(model):
+        latency = _latency(step, clips.device, repeats, warmup)
         output = step()
-        synchronize(clips.device)
-        seconds.append(time.perf_counter() - start)
-    latency = statistics.median(seconds)
     return Throughput(
         clips_per_second=len(clips) / latency,
         latency_seconds=latency,
@@ -127,6 +99,65 @@ def _throughput(
         speedup_bound=speedup_bound(model, output.lengths, output.num_dense_tokens),
         peak_memory_bytes=_peak_memory(clips.device, before),
     )
+
+
+def measure_training(
+    objective: nn.Module,
+    batch: Batch,
+    *,
+    precision: str = "auto",
+    repeats: int = 3,
+    warmup: int = 1,
+) -> TrainingSpeed:
+    """Time forward and backward (no optimiser step) of an `Objective`; gradients are left empty.
+
+    Args:
+        batch: with normalised clips, and with the labels that the objective learns.
+    """
+    counted: dict[str, float] = {}
+
+    def step() -> None:
+        with autocast(batch.clips.device, precision):
+            output = objective(batch)
+        output["loss"].backward()
+        objective.zero_grad(set_to_none=True)
+        counted.update(output["stats"])
+
+    was_training = objective.training
+    objective.train()
+    before = _reset_peak_memory(batch.clips.device)
+    try:
+        latency = _latency(step, batch.clips.device, repeats, warmup)
+    finally:
+        objective.train(was_training)
+    return TrainingSpeed(
+        clips_per_second=batch.num_clips / latency,
+        latency_seconds=latency,
+        batch_size=batch.num_clips,
+        kept_ratio=counted["num_tokens"] / counted["num_tokens_dense"],
+        flops_per_clip=counted["flops"] / batch.num_clips,
+        peak_memory_bytes=_peak_memory(batch.clips.device, before),
+    )
+
+
+def _forward(model: VideoModel, clips: Tensor, precision: str, seed: int) -> Output:
+    keys = [SampleKey(0, index) for index in range(len(clips))]
+    with autocast(clips.device, precision):
+        return model(clips, generators=clip_generators(seed, keys))
+
+
+def _latency(step: Callable[[], object], device: torch.device, repeats: int, warmup: int) -> float:
+    """Median seconds of `repeats` steps, after `warmup` others."""
+    for _ in range(warmup):
+        step()
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        step()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def synchronize(device: torch.device) -> None:
