@@ -3,7 +3,8 @@
 Steps (forward, backward, AdamW) on random clips of 16x224x224, all methods in turn on one machine in one dtype
 (bfloat16 on CUDA); ours draw their masks within the step, transformers' model is given its mask. Memory of a step is
 what it needs beyond weights and AdamW's state: on CUDA by the allocator, on CPU by the peak of a process of its own.
-Multiply-adds are those of the papers, which embed every patch.
+Multiply-adds are those of the papers, which embed every patch. CPU time is that of all threads: on a CPU that others
+use too it moves less than the wall clock.
 
     python benchmarks/masked.py --size full     ViT-B
     python benchmarks/masked.py                 ViT-S and small batches, where fixed costs weigh more
@@ -73,6 +74,7 @@ class Method:
     optimizer: torch.optim.Optimizer
     gmacs: float
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     step_bytes: int = 0
 
     def step(self, clips: Tensor) -> None:
@@ -188,11 +190,12 @@ def measure(methods: list[Method], batch: int, device: str, repeats: int) -> Non
                 torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated() if device == "cuda" else 0
             synchronize(clips.device)
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             method.step(clips)
             synchronize(clips.device)
             if round_number >= WARMUP[device]:
                 method.seconds.append(time.perf_counter() - start)
+                method.cpu_seconds.append(time.process_time() - busy)
                 if device == "cuda":
                     method.step_bytes = torch.cuda.max_memory_allocated() - held
 
@@ -205,6 +208,7 @@ def row(method: Method, batch: int, reference: Method) -> dict[str, Any]:
         "GMACs per clip": method.gmacs if method.gmacs == method.gmacs else "",
         "seconds per clip": f"{median(method.seconds) / batch:.4g}",
         "time ratio": median(method.seconds) / median(reference.seconds),
+        "CPU time ratio": median(method.cpu_seconds) / median(reference.cpu_seconds),
         "step GiB": method.step_bytes / GIB,
         "step GiB ratio": method.step_bytes / reference.step_bytes,
         "peak GiB": (method.step_bytes + method.model_bytes) / GIB,

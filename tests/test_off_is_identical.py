@@ -18,6 +18,7 @@ from onereel.config import (
     AugmentConfig,
     DataConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimConfig,
     RunConfig,
     TokensConfig,
@@ -51,7 +52,7 @@ class ThreeClips:
 def losses(config: RunConfig) -> tuple[float, ...]:
     """Losses of the three steps of a run, with an evaluation (which changes nothing) after each."""
     loader = ThreeClips()
-    objective = build.build_objective(config, build.build_model(config, 4))
+    objective = build.build_objective(config, build.build_trainee(config, 4))
     plan = plan_steps(config, loader.num_batches, world_size=1)
     with TemporaryDirectory() as run:
         fit(
@@ -106,6 +107,22 @@ def test_run_length_that_keeps_everything_is_identical() -> None:
     """At a threshold below every difference all tubelets are kept, packed one by one, and nothing else changes."""
     config = replace(PLAIN, tokens=TokensConfig(kind="run-length", threshold=0.0))
     assert losses(config) == losses(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        TokensConfig(kind="random", keep_ratio=1.0),
+        TokensConfig(kind="redundancy", keep_ratio=1.0),
+        TokensConfig(kind="run-length", threshold=0.0),
+    ],
+    ids=lambda tokens: tokens.kind,
+)
+def test_masking_within_all_tokens_is_masking_without_a_selector(tokens: TokensConfig) -> None:
+    objective = ObjectiveConfig(kind="masked", mask="random", mask_ratio=0.75)
+    masked = replace(PLAIN, objective=objective)
+    assert losses(replace(masked, tokens=tokens)) == losses(masked)
+    assert losses(masked) != losses(replace(masked, objective=replace(objective, decode_ratio=0.5)))
 
 
 def test_length_embedding_starts_as_nothing() -> None:
