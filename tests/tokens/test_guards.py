@@ -16,6 +16,7 @@ from onereel.tokens.budgets import BatchCount, ClipCount, GroupCount
 from onereel.tokens.group_dynamic import group_dynamic
 from onereel.tokens.groups import per_tubelet
 from onereel.tokens.guards import cap_cuts, find_cuts, with_floor
+from onereel.tokens.pixels import Std
 from onereel.tokens.redundancy import redundancy
 from onereel.tokens.scored import ScoredSelector
 from onereel.tokens.scores import PixelScore
@@ -107,9 +108,16 @@ def test_what_is_no_cut() -> None:
     assert find_cuts(clips[:, :2], TubeletGrid(1, 14, 14)).shape == (5, 0)
 
 
-def test_bytes_and_floats_have_the_same_cuts() -> None:
-    levels = (with_cut(8) * 40 + 128).clamp(0, 255).to(torch.uint8)
-    assert torch.equal(find_cuts(levels, VIDEOMAE), find_cuts(levels.float() / 57, VIDEOMAE))
+@pytest.mark.parametrize("std", [AugmentConfig.std, (0.5, 0.2, 0.1)])
+@pytest.mark.parametrize("contrast", [4, 10, 40])
+def test_bytes_and_floats_have_the_same_cuts(contrast: int, std: Std) -> None:
+    """Of pale pictures too, in which the colours' means outweigh what is seen."""
+    levels = (with_cut(8) * contrast + 128).clamp(0, 255).to(torch.uint8)
+    mean, scale = (torch.tensor(v)[:, None, None] for v in (AugmentConfig.mean, std))
+    floats = (levels.float() / 255 - mean) / scale
+    found = find_cuts(levels, VIDEOMAE, std)
+    assert torch.equal(found, find_cuts(floats, VIDEOMAE))
+    assert found.sum() == 1
 
 
 def embed(clips: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from onereel.errors import ConfigError
 from onereel.tokens.groups import per_tubelet
-from onereel.tokens.pixels import STD, as_floats
+from onereel.tokens.pixels import STD, Std, as_floats
 from onereel.types import TubeletGrid
 
 CUT_CORRELATION = 0.5
-"""Pictures that have less than this in common lie on two sides of a cut; on real clips cuts have .4 or less, others .8
-or more, fast pans in between."""
+"""Pictures that have less than this in common lie on two sides of a cut; on real clips most cuts have .3 or less,
+others .6 or more; fast pans and what passes close to the camera lie in between."""
 CUT_CHANGE = 0.05
 """Least change of a cut, root mean square of patch means in normalised values: noise on a flat picture is no cut."""
 
@@ -42,21 +42,26 @@ def with_floor(scores: Tensor, grid: TubeletGrid, min_per_tubelet: int) -> Tenso
     return rows.scatter(2, order[..., :min_per_tubelet], math.inf).flatten(1)
 
 
-def find_cuts(clips: Tensor, grid: TubeletGrid) -> Tensor:
+def find_cuts(clips: Tensor, grid: TubeletGrid, std: Std = STD) -> Tensor:
     """bool `(B, gt - 1)`: whether a scene cut lies between first frame of tubelet k and last frame of k + 1.
 
     Args:
         clips: normalised float or uint8 `(B, T, C, H, W)`.
+        std: of R, G, B; puts uint8 clips on the scale of normalised ones.
     """
     tubelet_size, patch = clips.shape[1] // grid.gt, clips.shape[-1] // grid.gw
-    means = F.avg_pool2d(as_floats(clips, STD).flatten(0, 1), patch).flatten(1)
-    means = (means - means.mean(1, keepdim=True)).unflatten(0, clips.shape[:2])
-    before = means[:, :-tubelet_size:tubelet_size]
-    now = means[:, 2 * tubelet_size - 1 :: tubelet_size]
+    before = _contrasts(clips[:, :-tubelet_size:tubelet_size], patch, std)
+    now = _contrasts(clips[:, 2 * tubelet_size - 1 :: tubelet_size], patch, std)
     change = (now - before).square().mean(2)
     # 2ab / (aa + bb) is a correlation that also falls when contrast does, and knows flat pictures.
     unlike = change > (1 - CUT_CORRELATION) * (now.square() + before.square()).mean(2)
     return unlike & (change > CUT_CHANGE**2)
+
+
+def _contrasts(frames: Tensor, patch: int, std: Std) -> Tensor:
+    """Patch means less those of their frame and colour, so that bytes and normalised floats agree: `(B, K, D)`."""
+    means = F.avg_pool2d(as_floats(frames, std).flatten(0, 1), patch)
+    return (means - means.mean((-2, -1), keepdim=True)).flatten(1).unflatten(0, frames.shape[:2])
 
 
 def cap_cuts(scores: Tensor, cuts: Tensor, groups: int = 1) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from onereel.tokens.groups import per_tubelet
 from onereel.tokens.guards import cap_cuts, find_cuts
 from onereel.tokens.motion import compensated_difference
+from onereel.tokens.packing import to_device
 from onereel.tokens.pixels import (
     STD,
     Std,
@@ -30,6 +31,11 @@ from onereel.types import TubeletGrid
 
 class Score(Protocol):
     """What a selector ranks by."""
+
+    @property
+    def groups(self) -> int:
+        """Groups in time that are scored apart, as in `group_sizes`."""
+        ...
 
     @property
     def needs_embeddings(self) -> bool:
@@ -53,7 +59,6 @@ class PixelScore:
 
     Attributes:
         std: of R, G, B; puts uint8 clips on the scale of normalised ones.
-        groups: groups in time, as in `group_sizes`.
         noise_cell: as of `pixel_difference`.
         follow_camera: likewise.
         cap_cuts: guard against scene cuts, `onereel.tokens.guards.cap_cuts`.
@@ -62,10 +67,10 @@ class PixelScore:
     tubelet_size: int = 2
     patch_size: int = 16
     std: Std = STD
-    groups: int = 1
     noise_cell: int = 1
     follow_camera: bool = False
     cap_cuts: bool = False
+    groups = 1
     needs_embeddings = False
 
     def __post_init__(self) -> None:
@@ -87,9 +92,9 @@ class PixelScore:
             noise_cell=self.noise_cell,
             follow_camera=self.follow_camera,
         )
-        scores = per_tubelet(difference, self.groups)
+        scores = per_tubelet(difference)
         if self.cap_cuts:
-            scores = cap_cuts(scores, find_cuts(clips, grid), self.groups)
+            scores = cap_cuts(scores, find_cuts(clips, grid, self.std))
         return scores.flatten(1)
 
 
@@ -126,6 +131,7 @@ class EmbeddingScore:
 class RandomScore:
     """Chance: the control that every other score is measured against."""
 
+    groups = 1
     needs_embeddings = False
 
     def __call__(
@@ -135,8 +141,7 @@ class RandomScore:
         grid: TubeletGrid,
         generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
-        scores = random_scores(grid.num_tokens, len(clips), generators)
-        return scores.to(clips.device, non_blocking=True)
+        return to_device(random_scores(grid.num_tokens, len(clips), generators), clips.device)
 
 
 def pixel_difference(
