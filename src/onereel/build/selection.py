@@ -45,6 +45,15 @@ SELECTORS: dict[str, Callable[[TokensConfig, PixelScore], Selector]] = {
         build_budget(tokens), tokens.groups, tokens.min_per_tubelet, tokens.cap_cuts
     ),
 }
+# Guards and options that only some selectors know. Set for another they would do nothing, in silence; "all" is how any
+# selection is switched off, and asks for no more changes.
+KNOWN_BY = {
+    "reference": ("run-length",),
+    "noise_cell": ("run-length",),
+    "follow_camera": ("run-length",),
+    "cap_cuts": ("run-length", "redundancy", "group-dynamic"),
+    "min_per_tubelet": ("run-length", "redundancy", "group-dynamic", "random"),
+}
 # What a selector's name alone stands for: its budget, and where that is a share, which; as published where it was.
 OWN_BUDGET = {"run-length": "threshold", "group-dynamic": "group"}
 OWN_KEEP_RATIO = {"redundancy": REDUNDANCY_RATIO, "group-dynamic": GROUP_DYNAMIC_RATIO}
@@ -56,6 +65,7 @@ def build_selector(
     """The selector that `tokens.kind` names; raises ConfigError where its settings contradict one another."""
     if tokens.kind not in SELECTORS:
         raise unknown_name("tokens.kind", tokens.kind, SELECTORS)
+    _check_known(tokens)
     pixels = PixelScore(
         tubelet_size,
         patch_size,
@@ -67,15 +77,32 @@ def build_selector(
     return SELECTORS[tokens.kind](tokens, pixels)
 
 
+def _check_known(tokens: TokensConfig) -> None:
+    """Raise ConfigError for a setting that the selector would ignore."""
+    for name, kinds in KNOWN_BY.items():
+        given, off = getattr(tokens, name), getattr(TokensConfig, name)
+        if given != off and tokens.kind not in (*kinds, "all"):
+            raise ConfigError(
+                f"tokens.{name} is {given}, which {tokens.kind} doesn't know; it is for {', '.join(kinds)}; "
+                f"set it to {off}"
+            )
+    if tokens.groups and tokens.kind not in ("group-dynamic", "all") and tokens.budget != "group":
+        raise ConfigError(
+            f"tokens.groups is {tokens.groups}, but {tokens.kind} has no groups; add --tokens.budget group, "
+            "or set it to 0"
+        )
+
+
 def build_budget(tokens: TokensConfig) -> Budget:
     """What bounds the tokens: `tokens.budget`, or the selector's own."""
     budget = OWN_BUDGET.get(tokens.kind, "clip") if tokens.budget == "auto" else tokens.budget
     if budget == "threshold":
-        if tokens.token_budget:
-            raise ConfigError(
-                f"tokens.token_budget is {tokens.token_budget}, but the budget of {tokens.kind} is a threshold; "
-                "add --tokens.budget clip, or set it to 0"
-            )
+        for name in ("token_budget", "keep_ratio"):
+            if getattr(tokens, name):
+                raise ConfigError(
+                    f"tokens.{name} is {getattr(tokens, name)}, but the budget of {tokens.kind} is a threshold; "
+                    "add --tokens.budget clip, or set it to 0"
+                )
         if tokens.kind == "random":
             raise ConfigError(
                 "tokens.budget threshold means nothing to chance; allowed for random: clip, group, batch, quantile"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from onereel.tokens.budgets import Budget, ClipCount, rank
+from onereel.tokens.groups import group_sizes
 from onereel.tokens.guards import check_floor, with_floor
 from onereel.tokens.runs import run_lengths
 from onereel.tokens.scores import RandomScore, Score
@@ -32,7 +33,8 @@ class ScoredSelector:
         return self.score.needs_embeddings
 
     def num_kept(self, grid: TubeletGrid) -> int | None:
-        """As of `Selector`; raises ConfigError where the budget doesn't fit the grid, or the floor the budget."""
+        """As of `Selector`; raises ConfigError where groups or budget don't fit the grid, or the floor the budget."""
+        group_sizes(grid.gt, self.score.groups)  # refuses more groups than tubelets
         kept = self.budget.num_kept(grid)
         if self.min_per_tubelet:
             check_floor(self.min_per_tubelet, kept, grid)
