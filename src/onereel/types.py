@@ -183,7 +183,8 @@ class Packed:
 
     def pin_memory(self) -> Packed:
         """The same in page-locked memory; PyTorch's loader calls it."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        # Made contiguous, since a copy to the device of anything else goes by way of memory that isn't pinned.
+        return self._each(lambda tensor: tensor.contiguous().pin_memory())
 
     def part(self, first: int, stop: int) -> Packed:
         """Clips `first` to `stop` (excluded), as views."""

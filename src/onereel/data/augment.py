@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -112,8 +113,10 @@ class BatchAugment:
             batch.labels if batch.labels is None else batch.labels.to(device, non_blocking=True)
         )
         batch = dataclasses.replace(batch, labels=labels)
-        mean = torch.tensor(self.config.mean, device=device).view(3, 1, 1)
-        std = torch.tensor(self.config.std, device=device).view(3, 1, 1)
+        mean, std = (
+            _per_color(values, torch.device(device))
+            for values in (self.config.mean, self.config.std)
+        )
         if isinstance(batch.clips, Packed):
             batch.clips = self._patches(
                 batch.clips.to(device, non_blocking=True), batch.keys, mean, std
@@ -207,8 +210,15 @@ class BatchAugment:
         if batch.scoring_clips is not None:
             batch.scoring_clips = mix_clips(batch.scoring_clips, mixes, distance)
         one_hot = F.one_hot(batch.labels, self.num_classes).float()
-        weights = torch.tensor([[mix.weight] for mix in mixes], device=one_hot.device)
+        weights = torch.tensor([[mix.weight] for mix in mixes], pin_memory=one_hot.is_cuda)
+        weights = weights.to(one_hot.device, non_blocking=True)
         batch.soft_labels = one_hot.lerp(one_hot.roll(distance, 0), weights)
+
+
+@lru_cache(maxsize=16)
+def _per_color(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """`(3, 1, 1)`, kept on the device: to send it with each batch would wait for all that the device has to do."""
+    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def mirror(clips: Tensor, keys: Sequence[SampleKey], prob: float, seed: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onereel.errors import ConfigError
-from onereel.tokens.packing import segment_mean
+from onereel.tokens.packing import segment_mean, to_device
 from onereel.types import Packed
 
 HEAD_STD = 0.02  # as timm
@@ -71,7 +71,7 @@ class ClassificationHead(nn.Module):
                 f"dropout draws: pass one generator per clip ({batch}), or call eval()"
             )
         draws = torch.stack([torch.rand(width, generator=g) for g in generators])
-        return ((draws >= self.dropout) / (1 - self.dropout)).to(pooled.device)
+        return to_device((draws >= self.dropout) / (1 - self.dropout), pooled.device)
 
     def macs(self, batch_size: int) -> int:
         """Multiply-adds for `batch_size` clips."""

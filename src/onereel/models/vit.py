@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from onereel.errors import ConfigError, unknown_name
 from onereel.models.attention import BACKENDS, attention
-from onereel.tokens.packing import cumulative_lengths, per_token
+from onereel.tokens.packing import cumulative_lengths, per_token, to_device
 from onereel.tokens.positions import (
     flat_sincos_positions,
     gather_positions,
@@ -313,7 +313,7 @@ class VisionTransformer(nn.Module):
         keep = 1 - torch.linspace(0, self.drop_path_rate, self.depth)[:, None, None]
         draws = [torch.rand(self.depth, 2, generator=g) for g in generators]
         scales = (torch.stack(draws, dim=-1) < keep) / keep
-        return list(per_token(scales.to(tokens.values.device), tokens))
+        return list(per_token(to_device(scales, tokens.device), tokens))
 
     def macs(self, lengths: Sequence[int], num_embedded: int | None = None) -> int:
         """Multiply-adds of the matrix products of a forward with `lengths` tokens per clip.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onereel.errors import ConfigError
 from onereel.seeding import stable_seed
+from onereel.tokens.packing import to_device
 from onereel.types import TokenSelection, TubeletGrid
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ class FrameSelection:
 
         runs = inner.run_lengths
         return TokenSelection(
-            at_true_times(inner.keep_mask), None if runs is None else at_true_times(runs)
+            at_true_times(inner.keep_mask),
+            None if runs is None else at_true_times(runs),
+            inner.num_kept,
         )
 
 
@@ -113,6 +116,6 @@ def choose_tubelets(
             [scores.new_empty(counts.shape[1], device="cpu").exponential_(generator=g) for g in own]
         )
         # The log of an exponential is a Gumbel variable with its sign turned.
-        scores = scores.clamp(min=NEVER_FIRST).log() - waits.log().to(scores.device)
+        scores = scores.clamp(min=NEVER_FIRST).log() - to_device(waits.log(), scores.device)
     order = scores.argsort(dim=1, descending=True, stable=True)
     return order[:, :num_chosen].sort(dim=1).values

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from onereel.errors import ConfigError
 from onereel.tokens.budgets import ClipCount, count_tokens, keep_first
+from onereel.tokens.packing import to_device
 from onereel.tokens.scores import random_scores
 from onereel.types import TokenSelection, TubeletGrid
 
@@ -69,9 +70,8 @@ class KeepAll:
         generators: Sequence[torch.Generator] | None,
     ) -> TokenSelection:
         """All True."""
-        return TokenSelection(
-            torch.ones(len(clips), grid.num_tokens, dtype=torch.bool, device=clips.device)
-        )
+        everything = torch.ones(len(clips), grid.num_tokens, dtype=torch.bool, device=clips.device)
+        return TokenSelection(everything, num_kept=grid.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -113,4 +113,5 @@ class Tube:
         """One draw per clip, from its generator; raises ValueError without generators."""
         scores = random_scores(grid.gh * grid.gw, len(clips), generators)
         places = keep_first(scores.argsort(dim=1, descending=True), self._num_places(grid))
-        return TokenSelection(places.repeat(1, grid.gt).to(clips.device))
+        keep_mask = to_device(places.repeat(1, grid.gt), clips.device)
+        return TokenSelection(keep_mask, num_kept=self.num_kept(grid))
