@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -173,6 +174,36 @@ def test_run_length_and_redundancy_robust_tokens_pre_train_too(
         )
         result = onereel.train(config, data=str(videos / "paths.csv"), out=tmp_path / str(number))
         assert result.step == 3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "learned", "message"),
+    [
+        ({"kind": "redundancy", "budget": "quantile"}, {}, "may keep a single token"),
+        ({"kind": "redundancy", "budget": "batch"}, {}, "may keep a single token"),
+        ({"kind": "redundancy", "budget": "threshold"}, {}, "may keep a single token"),
+        ({"kind": "redundancy", "token_budget": 3}, {}, "shows none of the 3 tokens"),
+        ({"kind": "run-length"}, {"mask_ratio": 0.95}, "shows none of the 16 tokens"),
+        ({}, {"mask_ratio": 0.99}, "shows none of the 32 tokens"),
+        ({"kind": "run-length", "budget": "clip"}, {"mask": "tube"}, "need not be left at"),
+    ],
+)
+def test_masks_that_could_show_nothing_are_refused_before_anything_is_written(
+    tokens: dict[str, Any],
+    learned: dict[str, Any],
+    message: str,
+    videos: Path,
+    tmp_path: Path,
+) -> None:
+    """A clip at rest would end the run in its midst."""
+    with pytest.raises(ConfigError, match=message):
+        config = replace(
+            TINY,
+            tokens=TokensConfig(**tokens),
+            objective=replace(TINY.objective, **learned),
+        )
+        onereel.train(config, data=str(videos / "paths.csv"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_needs_classes_says_so(

@@ -12,6 +12,7 @@ import torch
 from onereel.build.selection import build_frames, build_selector, frames_read
 from onereel.config import ObjectiveConfig, RunConfig
 from onereel.data.annotations import Annotations
+from onereel.errors import ConfigError
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.heads import ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
@@ -25,7 +26,9 @@ from onereel.objectives.masked import MaskedObjective
 from onereel.objectives.max_margin import MaxMargin
 from onereel.objectives.pairs import PairObjective
 from onereel.tokens.masking import Masking
+from onereel.tokens.run_length import RunLength
 from onereel.tokens.selector import Selector
+from onereel.types import TubeletGrid
 
 PAIR_LOSSES: dict[str, Callable[[ObjectiveConfig], InfoNce | SigmoidLoss | MaxMargin]] = {
     "contrastive": lambda learned: InfoNce(learned.freeze_scale),
@@ -76,8 +79,24 @@ def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
         decoder = create_decoder(config.model.name, encoder)
     learned = config.objective
     masking = Masking(learned.mask, learned.mask_ratio, learned.decode_ratio)
-    selector = _selector_of(encoder, config)
-    return MaskedAutoencoder(encoder, decoder, selector, masking, build_frames(config))
+    selector, frames = _selector_of(encoder, config), build_frames(config)
+    if masking.kind == "random":
+        given = encoder.grid if frames is None else frames.given_grid(encoder.grid)
+        masking.check_shows_some(_fewest_kept(selector, given))
+    return MaskedAutoencoder(encoder, decoder, selector, masking, frames)
+
+
+def _fewest_kept(selector: Selector, grid: TubeletGrid) -> int:
+    """Tokens that every clip keeps at least. Raises ConfigError where that may be one, of which nothing can be hidden."""
+    if isinstance(selector, RunLength):
+        return grid.gh * grid.gw  # its first tubelet in time
+    num_kept = selector.num_kept(grid)
+    if num_kept is None:
+        raise ConfigError(
+            "by this tokens.budget a clip may keep a single token, of which nothing can be hidden; allowed for masked "
+            "pre-training: budgets that keep an exact number of each clip (clip, group), or run-length's threshold"
+        )
+    return num_kept
 
 
 def build_tokenizer(config: RunConfig, annotations: Annotations) -> Tokenizer:

@@ -367,9 +367,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2 ** 63")
+        tokens = self.tokens
         masked_tubes = self.objective.kind == "masked" and self.objective.mask == "tube"
-        if masked_tubes and self.tokens.kind not in ("all", "run-length"):
+        keeps_a_picture = tokens.kind == "run-length" and tokens.budget in ("auto", "threshold")
+        if masked_tubes and tokens.kind != "all" and not keeps_a_picture:
             raise ConfigError(
-                f"objective.mask is 'tube', but {self.tokens.kind} tokens need not be left at the places that a tube "
-                "shows; use objective.mask random, or tokens.kind all or run-length"
+                f"objective.mask is 'tube', but {tokens.kind} tokens need not be left at the places that a tube shows; "
+                "use objective.mask random, or tokens.kind all, or run-length by its threshold"
             )

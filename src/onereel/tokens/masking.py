@@ -96,7 +96,7 @@ class Masking:
         clip, t, h, w = kept.indices
         keys = noise[clip, t, h, w]
         if self.kind == "random":
-            num_visible = [_floor((1 - self.mask_ratio) * n) for n in kept.lengths]
+            num_visible = [self._num_shown(n) for n in kept.lengths]
         else:
             hidden_places = _hidden_places(self.mask_ratio, grid)
             hides = (places < hidden_places)[clip, h, w]
@@ -116,6 +116,19 @@ class Masking:
         return Split(
             visible, _divide(hidden, clip, noise[clip, t, h, w] + elsewhere, num_targets)[0]
         )
+
+    def check_shows_some(self, num_kept: int) -> None:
+        """Raise ConfigError where a random mask would show none, or all, of the fewest tokens that a clip keeps."""
+        shown = self._num_shown(num_kept)
+        if not 0 < shown < num_kept:
+            raise ConfigError(
+                f"objective.mask_ratio {self.mask_ratio:g} shows {shown or 'none'} of the {num_kept} tokens that a clip "
+                "may keep; one at least must be shown, and one hidden. Keep more tokens, or change the ratio"
+            )
+
+    def _num_shown(self, num_kept: int) -> int:
+        """Of `num_kept` tokens, by a random mask."""
+        return _floor((1 - self.mask_ratio) * num_kept)
 
 
 def running_cell(grid: TubeletGrid, device: torch.device | None = None) -> Tensor:
