@@ -146,6 +146,19 @@ def test_its_encoder_starts_a_classifier(pretrained: Path, videos: Path, tmp_pat
         assert ("norm.weight" in encoder.state_dict()) != fc_norm
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_from_its_weights_again(
+    pretrained: Path, videos: Path, tmp_path: Path
+) -> None:
+    config = replace(TINY, model=replace(TINY.model, pretrained=str(pretrained)))
+    onereel.train(config, data=str(videos / "paths.csv"), out=tmp_path / "run")
+    expected = losses(tmp_path / "run")
+    for checkpoint in list_checkpoints(tmp_path / "run"):
+        checkpoint.unlink()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    api.resume(tmp_path / "run")
+    assert losses(tmp_path / "run") == expected
+
+
 def test_positions_must_be_those_that_the_weights_were_learned_with(
     pretrained: Path, videos: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,10 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "evaluate", "inspect", "load", "predict", "prepare", "train"]
+__all__ = [
+    *("create_model", "evaluate", "inspect", "load", "load_dual_encoder", "predict", "prepare"),
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,8 +70,17 @@ class TrainedModel:
         return self.model.push_to_hub(name, self.class_names, self.facts, private=private)
 
 
+@dataclass(frozen=True)
+class TrainedAutoencoder:
+    """What masked pre-training made, and its configuration; it knows no classes."""
+
+    model: MaskedAutoencoder
+    config: RunConfig
+    class_names: tuple[str, ...] = ()
+
+
 def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
-    """A model in evaluation mode.
+    """A model that classifies, in evaluation mode.
 
     Args:
         source: a run folder, a checkpoint file, a folder of `save_pretrained`, one of transformers'
@@ -81,6 +90,19 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
     Raises:
         OnereelError: there is no whole model, or it does not fit `config`.
     """
+    trained = load_trained(source, config)
+    if isinstance(trained, TrainedAutoencoder):
+        raise ConfigError(
+            f"{source} was pre-trained without labels and has no classes to answer with. Fine-tune it: "
+            f"onereel train RECIPE --model.pretrained {source}"
+        )
+    return trained
+
+
+def load_trained(
+    source: str | Path, config: RunConfig | None = None
+) -> TrainedModel | TrainedAutoencoder:
+    """A model that classifies or that was pre-trained by masks, in evaluation mode; arguments and errors as `load`."""
     found = _find(source)
     if isinstance(found, Weights):
         return _load_videomae(found, config)
@@ -91,14 +113,12 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
             f"{source} compares videos with texts and has no classes: onereel.load_dual_encoder loads it, "
             "`onereel embed` and `onereel search` use it"
         )
-    if config.objective.kind != "classification":
-        raise ConfigError(
-            f"{source} was pre-trained without labels and has no classes to answer with. Fine-tune it: "
-            f"onereel train RECIPE --model.pretrained {source}"
-        )
-    model = build.build_model(config, len(class_names))
+    model = build.build_trainee(config, len(class_names))
     saved = Converted(OURS, dict(tensors), {name: name for name in tensors})
     load_converted(model, saved, source=str(source), whole=True)
+    if isinstance(model, MaskedAutoencoder):
+        return TrainedAutoencoder(model.eval(), config)
+    assert isinstance(model, VideoModel)
     return TrainedModel(model.eval(), config, class_names, facts)
 
 

@@ -32,17 +32,18 @@ def convert(
     Args:
         model: run folder, checkpoint, saved folder, or OWNER/MODEL of the Hugging Face Hub.
         to: onereel (`onereel predict FOLDER` and `onereel.load` take it), or videomae (transformers'
-            VideoMAEForVideoClassification; for models with model.positions sincos-1d and model.fc_norm true).
+            VideoMAEForVideoClassification, for models with model.positions sincos-1d and model.fc_norm true; or, of
+            masked pre-training, VideoMAEForPreTraining, for models with model.positions sincos-1d).
         out: folder to write.
     """
-    from onereel.loading import load
+    from onereel.loading import load, load_trained
     from onereel.models.pretrained.videomae import write_videomae
 
-    trained = load(model)
     if to == "onereel":
-        print(trained.save_pretrained(out))
+        print(load(model).save_pretrained(out))
         return
-    print(write_videomae(out, trained.model, trained.class_names))
+    trained = load_trained(model)
+    print(write_videomae(out, trained.model, trained.config, trained.class_names))
     if trained.config.tokens.kind != "all":
         print("VideoMAE's layout knows no token selection: the model there keeps every token")
 

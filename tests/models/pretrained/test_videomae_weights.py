@@ -17,10 +17,12 @@ from torch import nn
 import onereel
 from onereel import build, loading
 from onereel.cli import main
-from onereel.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig
+from onereel.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, to_dict
 from onereel.errors import ConfigError, DataError
 from onereel.models.video_model import VideoModel
+from onereel.objectives.masked import MaskedObjective, normalised_patches, pixel_error
 from onereel.tokens.packing import pack_clips
+from onereel.training.checkpoint import REQUIRED
 from onereel.types import TokenSelection
 
 TOLERANCE = 1e-4
@@ -214,6 +216,45 @@ def test_a_decoder_predicts_the_same_pixels(source: str, foreign: Any, tmp_path:
     expected = expected.unflatten(-1, (-1, 3)).transpose(-1, -2).flatten(-2)
     assert expected.abs().max() > 0.5
     assert (given.unflatten(0, (2, 30)) - expected).abs().max() < TOLERANCE
+
+
+def test_a_pre_training_run_predicts_the_same_pixels_in_transformers(
+    foreign: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through `onereel convert`: predictions, transformers' own loss, and back again."""
+    model = foreign.perturbed(build.build_autoencoder(MASKED))
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    state = dict.fromkeys(REQUIRED) | {"model": tensors, "config": to_dict(MASKED)}
+    torch.save(state | {"step": 1, "class_names": []}, tmp_path / "step.pt")
+    arguments = ["convert", str(tmp_path / "step.pt"), "--to", "videomae", "--out"]
+    assert main([*arguments, str(tmp_path / "theirs")]) == 0
+    theirs, account = transformers.VideoMAEForPreTraining.from_pretrained(
+        tmp_path / "theirs", output_loading_info=True
+    )
+    assert not any(account[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    videos = clips()
+    hidden = torch.stack([torch.randperm(36) < 30 for _ in videos])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MASKED.augment.mean, MASKED.augment.std))
+    targets = pack_clips(videos, TokenSelection(hidden), 2, 16)
+    with torch.no_grad():
+        # Transformers undoes the normalisation by ImageNet's statistics itself.
+        expected = theirs.eval()(videos, bool_masked_pos=hidden)
+        given = model.decoder(
+            model.encoder(pack_clips(videos, TokenSelection(~hidden), 2, 16)), targets
+        )
+    eps = MaskedObjective(model, MASKED.augment.std).eps
+    loss = pixel_error(given, normalised_patches(targets.values, eps)[0]).mean()
+    by_color = expected.logits.unflatten(-1, (-1, 3)).transpose(-1, -2).flatten(-2)
+    assert (given.unflatten(0, (2, 30)) - by_color).abs().max() < TOLERANCE
+    assert loss.item() == pytest.approx(expected.loss.item(), abs=TOLERANCE)
+    back = build.build_autoencoder(MASKED).eval()
+    config = replace(MASKED, model=replace(MASKED.model, pretrained=str(tmp_path / "theirs")))
+    loading.load_encoder(back, config)
+    assert torch.equal(back.decoder.head.weight, model.decoder.head.weight)
+    capsys.readouterr()
+    arguments = ["convert", str(tmp_path / "step.pt"), "--to", "onereel", "--out"]
+    assert main([*arguments, str(tmp_path / "ours")]) == 2
+    assert "was pre-trained without labels" in capsys.readouterr().err
 
 
 def test_a_decoder_of_other_heads_or_depth_is_refused(foreign: Any, tmp_path: Path) -> None:

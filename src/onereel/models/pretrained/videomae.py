@@ -14,11 +14,27 @@ from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
 from onereel.models.pretrained.layouts import VIDEOMAE_HF
+from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.registry import SIZES, Size
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import COLORS, MLP_RATIO, NORM_EPS
 
 PREFIX = "videomae."
+MODULES = {
+    "encoder.patch_embed": PREFIX + VIDEOMAE_HF.patch,
+    "encoder.norm": PREFIX + VIDEOMAE_HF.norm,
+    "head.norm": VIDEOMAE_HF.fc_norm,
+    "head.fc": VIDEOMAE_HF.head,
+    "decoder.embed": "encoder_to_decoder",
+    "decoder.norm": "decoder.norm",
+    "decoder.head": "decoder.head",
+}
+"""Our modules outside blocks -> theirs."""
+BLOCKS = {
+    "encoder.blocks": PREFIX + VIDEOMAE_HF.block,
+    "decoder.blocks": VIDEOMAE_HF.decoder_block,
+}
+MASK_TOKEN = "mask_token"
 
 
 def run_config_of(config: Mapping[str, Any], source: str) -> tuple[RunConfig, tuple[str, ...]]:
@@ -63,18 +79,25 @@ def run_config_of(config: Mapping[str, Any], source: str) -> tuple[RunConfig, tu
     return from_dict(RunConfig, values), tuple(names_of[i] for i in sorted(names_of, key=int))
 
 
-def write_videomae(folder: str | Path, model: VideoModel, class_names: Sequence[str]) -> Path:
-    """Write the model as a `VideoMAEForVideoClassification`, which transformers loads; the path is the answer.
+def write_videomae(
+    folder: str | Path,
+    model: VideoModel | MaskedAutoencoder,
+    config: RunConfig,
+    class_names: Sequence[str] = (),
+) -> Path:
+    """Write the model for transformers, as `VideoMAEForVideoClassification` or `VideoMAEForPreTraining`; its path.
 
-    Token selection is no part of that layout: the model there keeps every token.
+    Token selection and masks are no part of that layout: the model there keeps every token.
+
+    Args:
+        config: that the model was built from.
+        class_names: in the order of the classifier, where there is one.
 
     Raises:
         ConfigError: the model has something that VideoMAE has not; what it must be trained with is said.
     """
-    _check(model)
+    _check(model, config)
     folder = Path(folder)
-    config = model.config
-    assert config is not None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         processor = {
@@ -98,30 +121,28 @@ def write_videomae(folder: str | Path, model: VideoModel, class_names: Sequence[
     return folder
 
 
-def to_videomae(model: VideoModel) -> dict[str, Tensor]:
-    """A `VideoModel`'s tensors under the names of `VideoMAEForVideoClassification`.
+def to_videomae(model: VideoModel | MaskedAutoencoder) -> dict[str, Tensor]:
+    """The tensors under the names of transformers' VideoMAE.
 
     The bias of the keys has no place there and no effect: it adds the same to all scores of a query.
     """
-    layout = VIDEOMAE_HF
     tensors: dict[str, Tensor] = {}
-    renamed = {
-        "encoder.patch_embed": PREFIX + layout.patch,
-        "head.norm": layout.fc_norm,
-        "head.fc": layout.head,
-    }
     for name, value in model.state_dict().items():
         module, _, kind = name.rpartition(".")
-        if module.startswith("encoder.blocks."):
-            _, _, index, part = module.split(".", 3)
-            block = PREFIX + layout.block.format(index)
+        if ".blocks." in name:
+            side, _, index, part = module.split(".", 3)
+            block = BLOCKS[f"{side}.blocks"].format(index)
             if part == "attn.qkv":
                 tensors |= _separate(f"{block}attention.attention", kind, value)
             else:
-                tensors[f"{block}{layout.parts[part]}.{kind}"] = value
+                tensors[f"{block}{VIDEOMAE_HF.parts[part]}.{kind}"] = value
+        elif name == f"decoder.{MASK_TOKEN}":
+            tensors[MASK_TOKEN] = value[None, None]
         else:
-            tensors[f"{renamed[module]}.{kind}"] = value
-    kernel, encoder = f"{PREFIX}{layout.patch}.weight", model.encoder
+            if module == "decoder.head":  # our pixels are in order (c, t, h, w), theirs in (t, h, w, c)
+                value = value.unflatten(0, (COLORS, -1)).transpose(0, 1).flatten(0, 1)
+            tensors[f"{MODULES[module]}.{kind}"] = value
+    kernel, encoder = f"{PREFIX}{VIDEOMAE_HF.patch}.weight", model.encoder
     block_size = (COLORS, encoder.tubelet_size, encoder.patch_size, encoder.patch_size)
     tensors[kernel] = tensors[kernel].unflatten(1, block_size)
     return {name: value.cpu().contiguous() for name, value in tensors.items()}
@@ -137,14 +158,13 @@ def _separate(prefix: str, kind: str, fused: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _check(model: VideoModel) -> None:
-    if model.config is None:
-        raise ConfigError("this model does not know its configuration: set model.config")
-    settings, encoder = model.config.model, model.encoder
+def _check(model: VideoModel | MaskedAutoencoder, config: RunConfig) -> None:
+    settings, encoder = config.model, model.encoder
     wrong = {
         "model.positions sincos-1d": encoder.positions != "sincos-1d",
-        "model.fc_norm true": not settings.fc_norm,
+        "model.fc_norm true": isinstance(model, VideoModel) and not settings.fc_norm,
         "model.pool mean": encoder.pool != "mean",
+        "model.style vit": settings.style != "vit",
         "model.qk_norm false": settings.qk_norm,
         "model.patch_norm false": settings.patch_norm,
         "tokens.length_embedding false": encoder.length_embed is not None,
@@ -156,15 +176,16 @@ def _check(model: VideoModel) -> None:
         )
 
 
-def _config(model: VideoModel, config: RunConfig, class_names: Sequence[str]) -> dict[str, Any]:
+def _config(
+    model: VideoModel | MaskedAutoencoder, config: RunConfig, class_names: Sequence[str]
+) -> dict[str, Any]:
     encoder = model.encoder
-    return {
-        "architectures": ["VideoMAEForVideoClassification"],
+    shared = {
         "model_type": "videomae",
         "image_size": config.data.size,
         "patch_size": encoder.patch_size,
         "num_channels": COLORS,
-        "num_frames": config.data.num_frames,
+        "num_frames": encoder.grid.gt * encoder.tubelet_size,
         "tubelet_size": encoder.tubelet_size,
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": encoder.depth,
@@ -173,6 +194,20 @@ def _config(model: VideoModel, config: RunConfig, class_names: Sequence[str]) ->
         "hidden_act": "gelu",
         "layer_norm_eps": NORM_EPS,
         "qv_bias": True,
+    }
+    if isinstance(model, MaskedAutoencoder):
+        decoder = model.decoder
+        return shared | {
+            "architectures": ["VideoMAEForPreTraining"],
+            "use_mean_pooling": False,  # there, a norm of the tokens
+            "decoder_hidden_size": decoder.embed_dim,
+            "decoder_num_hidden_layers": decoder.depth,
+            "decoder_num_attention_heads": decoder.num_heads,
+            "decoder_intermediate_size": MLP_RATIO * decoder.embed_dim,
+            "norm_pix_loss": True,
+        }
+    return shared | {
+        "architectures": ["VideoMAEForVideoClassification"],
         "use_mean_pooling": True,
         "id2label": {str(i): name for i, name in enumerate(class_names)},
         "label2id": {name: i for i, name in enumerate(class_names)},
