@@ -113,6 +113,27 @@ def test_a_resumed_run_goes_on_bit_for_bit(trained: Path, tmp_path: Path) -> Non
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_that_lost_its_tokenizer_does_not_go_on_with_another(
+    trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"lost its tokenizer\.json"):
+        api.resume(run)
+
+
+def test_entries_that_a_list_leaves_out_are_said(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = [{"path": "0.mp4", "caption": f"a red square {i}"} for i in range(4)]
+    path = videos / "with_gaps.json"
+    path.write_text(json.dumps([*entries, {"path": "1.mp4", "caption": " "}]))
+    config = replace(TINY, train=replace(TINY.train, epochs=1))
+    onereel.train(config, data=str(path), out=tmp_path / "run")
+    assert "entries left out: 1 without text" in caplog.text
+
+
 def test_a_trained_run_is_loaded_with_other_tokens_and_tested_again(trained: Path) -> None:
     config = replace(api.run_config(trained), tokens=TokensConfig(kind="tube", keep_ratio=0.5))
     result = api.evaluate(trained, name="half", config=config)
@@ -162,15 +183,18 @@ def test_a_run_starts_from_another_with_more_frames(
 
 
 def test_a_classifier_starts_from_a_video_tower(
-    videos: Path, trained: Path, tmp_path: Path
+    videos: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = replace(TINY.model, pretrained=str(trained))
     config = replace(TINY, model=model, objective=ObjectiveConfig())
     result = train(videos, tmp_path / "actions", config)
     assert "top1" in result.metrics
+    assert "trained on pixels" not in caplog.text
+    config = replace(config, augment=AugmentConfig(mean=(0.5, 0.5, 0.5)))
     report = api.load_encoder(api.build.build_model(config, 3), config)
     assert report.new == ("head.fc.weight", "head.fc.bias")
     assert "into the space of captions" in report.left_out.values()
+    assert "trained on pixels of mean (0.485, 0.456, 0.406)" in caplog.text
 
 
 def test_the_sigmoid_loss_trains_without_a_validation_list(videos: Path, tmp_path: Path) -> None:
@@ -180,12 +204,16 @@ def test_the_sigmoid_loss_trains_without_a_validation_list(videos: Path, tmp_pat
 
 
 def test_a_list_without_captions_is_refused_before_anything_is_written(
-    videos: Path, tmp_path: Path
+    videos: Path, trained: Path, tmp_path: Path
 ) -> None:
     bare = videos / "bare.csv"
     bare.write_text("path,label\n0.mp4,a\n1.mp4,b\n")
     with pytest.raises(DataError, match="caption"):
         onereel.train(TINY, data=str(bare), out=tmp_path / "no")
+    # Weights that bring a tokenizer need no captions to make one, but the loss does.
+    other = replace(TINY, model=replace(TINY.model, pretrained=str(trained)))
+    with pytest.raises(DataError, match="caption"):
+        onereel.train(other, data=str(bare), out=tmp_path / "no")
     silent = videos / "silent.csv"
     silent.write_text("narration_id,video_id,start_timestamp,stop_timestamp\na,0,0,1\nb,1,0,1\n")
     with pytest.raises(DataError, match="no captions; add a column 'caption', or 'label'"):

@@ -209,13 +209,10 @@ def test_masks_that_could_show_nothing_are_refused_before_anything_is_written(
     tmp_path: Path,
 ) -> None:
     """A clip at rest would end the run in its midst."""
+    parts = {"tokens": TokensConfig(**tokens), "objective": replace(TINY.objective, **learned)}
+    paths = str(videos / "paths.csv")
     with pytest.raises(ConfigError, match=message):
-        config = replace(
-            TINY,
-            tokens=TokensConfig(**tokens),
-            objective=replace(TINY.objective, **learned),
-        )
-        onereel.train(config, data=str(videos / "paths.csv"), out=tmp_path / "run")
+        onereel.train(replace(TINY, **parts), data=paths, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -39,6 +39,7 @@ from onereel.training import (
     distributed,
     fit,
     is_main,
+    list_checkpoints,
     on_devices,
     pick_device,
     plan_steps,
@@ -166,10 +167,12 @@ def _train_in(
     dataset = build.build_dataset(config, annotations, class_names or None, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
     augment = build.build_augment(config, len(class_names) or None, training=True)
-    tokenizer = _tokenizer(config, annotations, run if resume else None)
+    goes_on = resume and bool(list_checkpoints(run))
+    tokenizer = _tokenizer(config, annotations, run if goes_on else None)
     validation = Validation(config, run, class_names, world) if config.data.val else None
+    _warn_of_left_out(annotations, *([validation.dataset.annotations] if validation else []))
     model = build.build_trainee(config, len(class_names), tokenizer)
-    if config.model.pretrained and not resume:
+    if config.model.pretrained and not goes_on:
         load_encoder(model, config)
     objective = build.build_objective(config, model).to(world.device)
     if config.train.compile:
@@ -198,15 +201,27 @@ def _train_in(
     return TrainResult(run, result.step, result.metrics)
 
 
-def _tokenizer(
-    config: RunConfig, annotations: Annotations, resumed: Path | None
-) -> Tokenizer | None:
-    """That of a resumed run or of the weights to start from, else one of the captions; None where none are learned."""
+def _tokenizer(config: RunConfig, annotations: Annotations, run: Path | None) -> Tokenizer | None:
+    """That of the `run` that goes on, or of the weights to start from, else one of the captions, made once for all
+    processes; None where none are learned."""
     if not build.learns_pairs(config):
         return None
-    source = resumed or config.model.pretrained
-    found = find_tokenizer(source, config.text.context_length) if source else None
-    return found or build.build_tokenizer(config, annotations)
+    next(annotations.captions(), None)  # says where there are none
+    source, length = run or config.model.pretrained, config.text.context_length
+    found = find_tokenizer(source, length) if source else None
+    if run and found is None:
+        raise ConfigError(f"{run} has lost its {TOKENIZER}, without which it cannot go on")
+    if found is not None:
+        return found
+    text = run_on_main(lambda: build.build_tokenizer(config, annotations).to_json())
+    return Tokenizer.from_json(text, length)
+
+
+def _warn_of_left_out(*lists: Annotations) -> None:
+    for one in lists:
+        counts = [f"{count} {reason}" for reason, count in one.origin.left_out.items()]
+        if counts and is_main():
+            logger.warning("%s: entries left out: %s", one.source, ", ".join(counts))
 
 
 def _class_names(config: RunConfig, annotations: Annotations) -> tuple[str, ...]:

@@ -277,7 +277,7 @@ def load_weights(
     *,
     whole: bool = False,
 ) -> LoadReport:
-    """Put another family's weights into the model; other pixels than they were trained on are a warning."""
+    """Put another family's weights into the model."""
     source = weights.source
     if isinstance(model, DualEncoder):
         if not is_clip(weights.tensors):
@@ -296,13 +296,20 @@ def load_weights(
             decoder_heads=model.decoder.num_heads if isinstance(model, MaskedAutoencoder) else None,
         )
         report = load_converted(model, converted, source=source, whole=whole)
+    if weights.pixel_stats is not None:
+        _warn_of_other_pixels(source, weights.pixel_stats, config)
+    return report
+
+
+def _warn_of_other_pixels(
+    source: str, stats: tuple[tuple[float, ...], tuple[float, ...]], config: RunConfig
+) -> None:
     given = (config.augment.mean, config.augment.std)
-    if weights.pixel_stats is not None and weights.pixel_stats != given:
+    if stats != given:
         logger.warning(
             "%s was trained on pixels of mean %s and standard deviation %s; augment.mean and augment.std are %s, %s",
-            *(source, *weights.pixel_stats, *given),
+            *(source, *stats, *given),
         )
-    return report
 
 
 def _start_from_ours(
@@ -317,6 +324,8 @@ def _start_from_ours(
             f"{source} was trained with model.positions {positions}, and this run has {config.model.positions}: "
             f"set --model.positions {positions}"
         )
+    pixels = trained_with.augment
+    _warn_of_other_pixels(source, (pixels.mean, pixels.std), config)
     may_be_new = MAY_BE_NEW_IN_PAIRS if isinstance(model, DualEncoder) else MAY_BE_NEW
     converted = _to_start_from(tensors, model)
     return load_converted(model, converted, source=source, may_be_new=may_be_new)
@@ -327,7 +336,8 @@ def load_encoder(
 ) -> LoadReport:
     """Start from the weights that `config.model.pretrained` names, and print what became of each tensor.
 
-    The classifier stays fresh; so does a decoder that the weights lack.
+    The classifier stays fresh; so does a decoder that the weights lack. Other pixels than they were trained on are a
+    warning.
 
     Raises:
         OnereelError: there are none, or a tensor does not fit; the model is unchanged then.

@@ -94,6 +94,13 @@ def test_egoclip_table(tmp_path):
     }
 
 
+def test_a_damaged_egoclip_table_is_named(tmp_path):
+    path = tmp_path / "egoclip.csv"
+    path.write_text("video_uid\tclip_start\tclip_end\tclip_text\nuid\tsoon\t2.0\t#C C waits\n")
+    with pytest.raises(DataError, match=r"egoclip\.csv: not a table of EgoClip: .*soon"):
+        read_annotations(str(path))
+
+
 def test_lavila_pickle_with_several_captions(tmp_path):
     path = tmp_path / "ego4d_train.rephraser.pkl"
     entries = [

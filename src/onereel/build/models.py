@@ -87,7 +87,7 @@ def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
 
 
 def _fewest_kept(selector: Selector, grid: TubeletGrid) -> int:
-    """Tokens that every clip keeps at least. Raises ConfigError where that may be one, of which nothing can be hidden."""
+    """Tokens that every clip keeps at least. Raises ConfigError where that may be one alone."""
     if isinstance(selector, RunLength):
         return grid.gh * grid.gw  # its first tubelet in time
     num_kept = selector.num_kept(grid)

@@ -6,10 +6,10 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
 from onereel.errors import OnereelError
 from onereel.evaluation.inference import BatchTransform, autocast, evaluating
+from onereel.evaluation.ranks import gather
 
 if TYPE_CHECKING:
     from onereel.data.loader import ClipLoader
@@ -44,22 +44,10 @@ def evaluate_masked(
     except OnereelError as error:
         failure = error
     seconds = time.perf_counter() - start
-    num_clips, loss, num_tokens, num_dense = _all_ranks(sums, failure).tolist()
+    num_clips, loss, num_tokens, num_dense = torch.stack(gather(sums, failure)).sum(dim=0).tolist()
     return {
         "loss": loss / max(1.0, num_clips),
         "kept_ratio": num_tokens / max(1.0, num_dense),
         "clips_per_second": num_clips / max(seconds, 1e-9),
         "seconds": seconds,
     }
-
-
-def _all_ranks(sums: torch.Tensor, failure: OnereelError | None) -> torch.Tensor:
-    """The sum over ranks on every rank; raises the first rank's failure, if any, on all of them."""
-    gathered = [(sums, failure)]
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        gathered = [(sums, failure)] * dist.get_world_size()
-        dist.all_gather_object(gathered, (sums, failure))
-    for _, error in gathered:
-        if error is not None:
-            raise error
-    return torch.stack([part for part, _ in gathered]).sum(dim=0)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import Output, VideoModel
+from onereel.tokens.packing import to_device
 from onereel.types import Packed
 
 
@@ -43,5 +44,5 @@ class DualEncoder(nn.Module):
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """float32 `(B, E)` of token ids `(B, L)` on any device."""
         device = self.text.model.text_projection.weight.device
-        features = self.text(tokens.to(device, non_blocking=True))
+        features = self.text(to_device(tokens, device))
         return F.normalize(features.float(), dim=-1)

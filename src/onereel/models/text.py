@@ -87,7 +87,12 @@ class Tokenizer:
         path = Path(path)
         if not path.is_file():
             raise DataError(f"{path}: no such tokenizer; a video-language run keeps its own there")
-        return cls(_library("tokenizers").Tokenizer.from_file(str(path)), context_length)
+        return cls.from_json(path.read_text(encoding="utf-8"), context_length)
+
+    @classmethod
+    def from_json(cls, text: str, context_length: int) -> Tokenizer:
+        """The inverse of `to_json`."""
+        return cls(_library("tokenizers").Tokenizer.from_str(text), context_length)
 
     def to_json(self) -> str:
         return self.backend.to_str()

@@ -23,6 +23,7 @@ from onereel.objectives.base import (
     undecayed_of_vit,
 )
 from onereel.seeding import clip_generators, stable_seed
+from onereel.tokens.packing import to_device
 from onereel.types import Batch
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class PairObjective(nn.Module):
             )
         numbers = [stable_seed(caption) for caption in batch.captions]
         captions = torch.tensor(numbers if batch.num_clips else [NO_CLIP] * len(numbers))
-        captions = captions.to(video.device, non_blocking=True)
+        captions = to_device(captions, video.device)
         return PairFeatures(video, text, captions), output, tokens.shape[1]
 
     def _rows(self, everyone: PairFeatures, start: int, stop: int) -> tuple[Tensor, Tensor]:

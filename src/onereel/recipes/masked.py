@@ -184,8 +184,8 @@ def everest_k400_vitb_finetune() -> RunConfig:
     """EVEREST's fine-tuning of ViT-B on Kinetics-400: VideoMAE's settings with 940 of 1568 tokens.
 
     Paper: EVEREST (arXiv 2211.10636), whose K400 recipe was never released; VideoMAE's command has 100 epochs at 1e-3
-    for 256 videos, 64 GPUs x 8 videos in two views each, which count as clips here. Give --model.pretrained RUN. Not yet
-    run by us.
+    for 256 videos, 64 GPUs x 8 videos in two views each, which count as clips here. Give --model.pretrained RUN.
+    Not yet run by us.
     """
     base = k400_vitb()
     return replace(

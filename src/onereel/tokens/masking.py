@@ -122,8 +122,8 @@ class Masking:
         shown = self._num_shown(num_kept)
         if not 0 < shown < num_kept:
             raise ConfigError(
-                f"objective.mask_ratio {self.mask_ratio:g} shows {shown or 'none'} of the {num_kept} tokens that a clip "
-                "may keep; one at least must be shown, and one hidden. Keep more tokens, or change the ratio"
+                f"objective.mask_ratio {self.mask_ratio:g} shows {shown or 'none'} of the {num_kept} tokens that a "
+                "clip may keep; one at least must be shown, and one hidden. Keep more tokens, or change the ratio"
             )
 
     def _num_shown(self, num_kept: int) -> int:

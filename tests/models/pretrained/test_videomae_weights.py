@@ -234,7 +234,6 @@ def test_a_pre_training_run_predicts_the_same_pixels_in_transformers(
     assert not any(account[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     videos = clips()
     hidden = torch.stack([torch.randperm(36) < 30 for _ in videos])
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MASKED.augment.mean, MASKED.augment.std))
     targets = pack_clips(videos, TokenSelection(hidden), 2, 16)
     with torch.no_grad():
         # Transformers undoes the normalisation by ImageNet's statistics itself.

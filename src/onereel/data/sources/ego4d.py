@@ -69,7 +69,10 @@ def read_narrations(videos: Mapping[str, Any]) -> Found:
 
 
 def read_egoclip(path: Path) -> Found:
-    """EgoVLP's EgoClip table: tab-separated, one span per line. Lines of another shape are left out and counted."""
+    """EgoVLP's EgoClip table: tab-separated, one span per line. Lines of another shape are left out and counted.
+
+    Raises DataError where a start or end is no number.
+    """
     skipped = 0
 
     def skip(row: Any) -> str:
@@ -77,19 +80,18 @@ def read_egoclip(path: Path) -> Found:
         skipped += 1
         return "skip"
 
-    table = arrow_csv.read_csv(
-        path,
-        parse_options=arrow_csv.ParseOptions(
-            delimiter="\t", quote_char=False, invalid_row_handler=skip
-        ),
-        convert_options=arrow_csv.ConvertOptions(
-            include_columns=EGOCLIP_COLUMNS,
-            column_types={
-                **dict.fromkeys(("video_uid", "clip_text"), pa.string()),
-                **dict.fromkeys(("clip_start", "clip_end"), pa.float64()),
-            },
-        ),
+    parsing = arrow_csv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=skip)
+    converting = arrow_csv.ConvertOptions(
+        include_columns=EGOCLIP_COLUMNS,
+        column_types={
+            **dict.fromkeys(("video_uid", "clip_text"), pa.string()),
+            **dict.fromkeys(("clip_start", "clip_end"), pa.float64()),
+        },
     )
+    try:
+        table = arrow_csv.read_csv(path, parse_options=parsing, convert_options=converting)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a table of EgoClip: {error}") from error
     table = table.rename_columns(["path", "start", "end", "caption"])
     start = pc.max_element_wise(table["start"], 0.0)
     table = table.set_column(1, "start", start)

@@ -13,8 +13,8 @@ from torch import Tensor
 from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
-from onereel.models.pretrained.layouts import VIDEOMAE_HF
 from onereel.models.masked_autoencoder import MaskedAutoencoder
+from onereel.models.pretrained.layouts import VIDEOMAE_HF
 from onereel.models.registry import SIZES, Size
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import COLORS, MLP_RATIO, NORM_EPS
@@ -139,7 +139,9 @@ def to_videomae(model: VideoModel | MaskedAutoencoder) -> dict[str, Tensor]:
         elif name == f"decoder.{MASK_TOKEN}":
             tensors[MASK_TOKEN] = value[None, None]
         else:
-            if module == "decoder.head":  # our pixels are in order (c, t, h, w), theirs in (t, h, w, c)
+            if (
+                module == "decoder.head"
+            ):  # our pixels are in order (c, t, h, w), theirs in (t, h, w, c)
                 value = value.unflatten(0, (COLORS, -1)).transpose(0, 1).flatten(0, 1)
             tensors[f"{MODULES[module]}.{kind}"] = value
     kernel, encoder = f"{PREFIX}{VIDEOMAE_HF.patch}.weight", model.encoder
