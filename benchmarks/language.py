@@ -36,7 +36,7 @@ from onereel.config import (
 from onereel.data.augment import BatchAugment
 from onereel.evaluation.efficiency import synchronize
 from onereel.models.registry import create_encoder
-from onereel.models.text import Tokenizer
+from onereel.models.text import Tokenizer, checkpoint_blocks
 from onereel.tokens.packing import pack_all
 from onereel.tokens.tubelets import clip_grid, patchify
 from onereel.training.interrupt import StopRequest
@@ -58,7 +58,7 @@ BATCHES = {"cpu": {"small": (1, 2), "full": (2, 4)}, "cuda": {"small": (16, 32),
 REPEATS = {"small": 2, "full": 5}
 WORDS = ("a", "person", "opens", "the", "drawer", "cuts", "an", "onion", "washes", "hands")
 MICRO_BATCH = {"cpu": 4, "cuda": 64}
-COUPLED_BATCHES = {"cpu": (4, 16, 64), "cuda": (64, 512, 2048)}
+COUPLED_BATCHES = {"cpu": (8, 32, 128), "cuda": (128, 512, 2048)}
 SPEED_GOAL = {"cpu": 1.15, "cuda": 1.5}
 MEMORY_GOAL, FLAT_GOAL = 0.5, 1.1
 
@@ -73,7 +73,7 @@ def make(name: str, device: str) -> tuple[nn.Module, Callable[[Tensor], Tensor]]
             TimesformerConfig(num_frames=NUM_FRAMES, image_size=SIZE, patch_size=PATCH)
         )
         if THEIRS[name]:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_blocks(model)
         model = model.to(device).train()
         return model, lambda clips: model(clips).last_hidden_state.float().square().mean()
     encoder = create_encoder(

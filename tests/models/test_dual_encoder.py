@@ -83,6 +83,24 @@ def test_a_text_is_what_it_is_alone(tiny_text, tokenizer):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
+def test_checkpointing_changes_no_gradient(tiny_text, tokenizer):
+    tokens = tokenizer(CAPTIONS)
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        text = TextTower(
+            "test",
+            vocab_size=tokenizer.vocab_size,
+            context_length=12,
+            out_dim=16,
+            end_id=tokenizer.end_id,
+            checkpointing=checkpointing,
+        ).train()
+        text(tokens).square().sum().backward()
+        gradients.append([parameter.grad for parameter in text.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients))
+
+
 def meta_count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 

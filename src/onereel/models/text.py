@@ -148,7 +148,7 @@ class TextTower(nn.Module):
         )
         self.model = transformers.CLIPTextModelWithProjection(config)
         if checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_blocks(self.model)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`(B, E)`, not normalised."""
@@ -159,6 +159,13 @@ class TextTower(nn.Module):
         d = self.width
         block = 12 * length * d**2 + 2 * length**2 * d
         return batch_size * (self.depth * block + d * self.out_dim)
+
+
+def checkpoint_blocks(model: Any) -> None:
+    """Let a model of `transformers` recompute its blocks in the backward pass."""
+    # The second name is the older one, which transformers 5 deprecates.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _library(name: str) -> Any:

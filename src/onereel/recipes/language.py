@@ -25,15 +25,15 @@ def language_demo() -> RunConfig:
     Command: onereel train language_demo --data.train train.csv --data.val val.csv --data.store STORE
     """
     return RunConfig(
-        data=DataConfig(num_frames=8, size=64, crop_scale=(0.7, 1.0), num_workers=1),
+        data=DataConfig(num_frames=8, size=96, crop_scale=(0.7, 1.0), num_workers=1),
         augment=AugmentConfig(hflip_prob=0.0),
-        model=ModelConfig(name="vit_micro_patch8_64", patch_norm=True),
+        model=ModelConfig(name="vit_micro_patch12_96", patch_norm=True),
         text=TextConfig(size="micro", context_length=16, vocab_size=512, embed_dim=64),
         objective=ObjectiveConfig(kind="contrastive", mask_duplicates=True),
         optim=OptimConfig(
             lr=2e-3, lr_batch_size=0, warmup_epochs=1, betas=(0.9, 0.98), clip_grad_norm=1.0
         ),
-        train=TrainConfig(epochs=30, batch_size_per_device=64, log_every=10, save_every=500),
+        train=TrainConfig(epochs=32, batch_size_per_device=64, log_every=10, save_every=500),
         eval=EvalConfig(batch_size_per_device=16),
     )
 
