@@ -12,7 +12,6 @@ from onereel.build.data import (
     num_workers,
 )
 from onereel.build.models import (
-    PAIR_LOSSES,
     build_autoencoder,
     build_dual_encoder,
     build_encoder,
@@ -23,27 +22,16 @@ from onereel.build.models import (
     learns_pairs,
 )
 from onereel.build.selection import (
-    OWN_BUDGET,
-    OWN_KEEP_RATIO,
-    SELECTORS,
-    build_budget,
     build_frames,
     build_picker,
-    build_run_length,
     build_selector,
-    build_tube,
     frames_read,
 )
 
 __all__ = [
-    "OWN_BUDGET",
-    "OWN_KEEP_RATIO",
-    "PAIR_LOSSES",
-    "SELECTORS",
     "build_annotations",
     "build_augment",
     "build_autoencoder",
-    "build_budget",
     "build_dataset",
     "build_dual_encoder",
     "build_encoder",
@@ -53,12 +41,10 @@ __all__ = [
     "build_model",
     "build_objective",
     "build_picker",
-    "build_run_length",
     "build_selector",
     "build_tokenizer",
     "build_train_loader",
     "build_trainee",
-    "build_tube",
     "class_names",
     "frames_read",
     "learns_pairs",

@@ -131,7 +131,8 @@ class TokensConfig:
     noise_cell: int = 1
     """run-length: average cells of so many pixels squared before comparing; 2 makes sensor noise half as loud."""
     follow_camera: bool = False
-    """run-length: don't count as new what only moved with the camera, by up to half a patch; for hand-held video."""
+    """run-length: don't count as new what only moved with the camera (by a threshold: half a patch at most); for
+    hand-held video."""
     min_per_tubelet: int = 0
     """budget clip, group: tokens that every tubelet in time keeps at least."""
     cap_cuts: bool = False

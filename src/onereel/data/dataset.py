@@ -48,7 +48,7 @@ class ClipReader:
 
     In training, frames are drawn by (seed, epoch, index) and crops by (seed, epoch, index, view): the views of a
     sample share their frames. In testing, view = clip * num_crops + crop, and nothing is drawn. Mirroring is
-    left to the device (`data.augment`).
+    left to the device (`data.augment`), or to the loader where that selects tokens.
 
     Attributes:
         num_frames, sampling, sampling_rate, size, crop, crop_scale, crop_ratio: as in DataConfig.

@@ -197,7 +197,7 @@ def _selector(clip: InspectedClip, text: SelectorText) -> dict[str, Any]:
     if text.key in clip.published:
         tokens = clip.published[text.key]
         published = {"value": tokens, "label": f"Published: {tokens:,} tokens"}
-    elif text.unit == "threshold":
+    elif text.unit == "threshold" and text.source:
         published = {"value": clip.threshold, "label": f"Published: {clip.threshold:g}"}
     embeds = text.key in clip.embedders
     return {
