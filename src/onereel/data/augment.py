@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onereel.config import AugmentConfig
-from onereel.data.randaugment import MAX_MAGNITUDE, blend, gray, rand_augment
+from onereel.data.randaugment import MAX_MAGNITUDE, blend, gray, per_color, rand_augment
 from onereel.errors import ConfigError, DataError
 from onereel.seeding import numpy_generator
 from onereel.types import Batch, Packed, SampleKey
@@ -114,7 +113,7 @@ class BatchAugment:
         )
         batch = dataclasses.replace(batch, labels=labels)
         mean, std = (
-            _per_color(values, torch.device(device))
+            per_color(values, torch.device(device))
             for values in (self.config.mean, self.config.std)
         )
         if isinstance(batch.clips, Packed):
@@ -213,12 +212,6 @@ class BatchAugment:
         weights = torch.tensor([[mix.weight] for mix in mixes], pin_memory=one_hot.is_cuda)
         weights = weights.to(one_hot.device, non_blocking=True)
         batch.soft_labels = one_hot.lerp(one_hot.roll(distance, 0), weights)
-
-
-@lru_cache(maxsize=16)
-def _per_color(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """`(3, 1, 1)`, kept on the device: to send it with each batch would wait for all that the device has to do."""
-    return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def mirror(clips: Tensor, keys: Sequence[SampleKey], prob: float, seed: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -47,10 +48,17 @@ def rand_augment(
     return clip
 
 
+@lru_cache(maxsize=16)
+def per_color(
+    values: tuple[float, float, float], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """`(3, 1, 1)`, kept on the device: to send it with each clip would wait for all that the device has to do."""
+    return torch.tensor(values, device=device, dtype=dtype).view(3, 1, 1)
+
+
 def gray(clips: Tensor) -> Tensor:
     """Luma of `(..., 3, H, W)` as `(..., 1, H, W)`."""
-    weights = torch.tensor(LUMA, device=clips.device, dtype=clips.dtype).view(3, 1, 1)
-    return (clips * weights).sum(-3, keepdim=True)
+    return (clips * per_color(LUMA, clips.device, clips.dtype)).sum(-3, keepdim=True)
 
 
 def blend(other: Tensor, clip: Tensor, factor: float | Tensor) -> Tensor:
@@ -63,11 +71,9 @@ def affine(clip: Tensor, matrix: tuple[tuple[float, float, float], ...], fill: T
     height, width = clip.shape[-2:]
     (a, b, x), (c, d, y) = matrix
     theta = [[a, b * height / width, 2 * x / width], [c * width / height, d, 2 * y / height]]
-    grid = F.affine_grid(
-        torch.tensor([theta], device=clip.device, dtype=clip.dtype),
-        [1, 1, height, width],
-        align_corners=False,
-    )
+    sent = torch.tensor([theta], dtype=clip.dtype, pin_memory=clip.is_cuda)
+    sent = sent.to(clip.device, non_blocking=True)
+    grid = F.affine_grid(sent, [1, 1, height, width], align_corners=False)
     # Zeros come in from outside, so the fill colour is made zero.
     planes = (clip - fill).flatten(0, 1)[None]
     moved = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
