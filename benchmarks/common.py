@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -51,6 +52,17 @@ def arguments(
         "--json", type=Path, default=None, help="write machine, versions, rows and claims here"
     )
     return parser.parse_args()
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """The clock to time `device` by, in seconds: wall clock on CUDA; on the CPU its time on one thread.
+
+    That is what the work takes whatever else the machine does; this sets PyTorch to one thread.
+    """
+    if device == "cuda":
+        return time.perf_counter
+    torch.set_num_threads(1)
+    return time.process_time
 
 
 def real_videos(*parts: str) -> Path:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common import Claim, arguments, real_videos, report
+from common import Claim, arguments, clock_of, real_videos, report
 from onereel.build import build_selector
 from onereel.config import AugmentConfig, TokensConfig
 from onereel.data.cropping import center_box
@@ -115,10 +115,7 @@ class Bench:
         )
         head = ClassificationHead(encoder.embed_dim, 400, "mean", 0.0)
         self.device = torch.device(device)
-        # On one thread its CPU time is the time it takes, whatever else the machine does.
-        self.clock = time.process_time if device == "cpu" else time.perf_counter
-        if device == "cpu":
-            torch.set_num_threads(1)
+        self.clock = clock_of(device)
         self.model = VideoModel(encoder, head, KeepAll()).to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
 
