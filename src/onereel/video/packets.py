@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import chain
+from operator import add
 from typing import Any
 
 import av
@@ -38,9 +39,9 @@ def addressed_packets(path: str, file: int, index: PacketIndex, rows: list[int])
     """Packets cut out of one read, without a copy. Raises DecodeError where the bytes are not those indexed."""
     starts, sizes = index.position[rows].tolist(), index.size[rows].tolist()
     begin = min(starts)
-    length = max(map(sum, zip(starts, sizes))) - begin
+    length = max(map(add, starts, sizes)) - begin
     pieces: list[Any]  # PyAV takes any buffer, though its types say bytes
-    if length > _LARGEST_GAP * int(index.size[rows[0] : rows[-1] + 1].sum()) + _SMALL:
+    if length > _SMALL and length > _LARGEST_GAP * int(index.size[rows[0] : rows[-1] + 1].sum()):
         pieces = [_read(path, file, start, size)[:size] for start, size in zip(starts, sizes)]
     else:
         span = _read(path, file, begin, length)

@@ -89,27 +89,25 @@ class Canvas:
         self.is_scaled = self.coded_size != (self.box.height, self.box.width)
         upright = self.coded_size[::-1] if turned and not self.is_scaled else self.coded_size
         self.clip = torch.empty((num_frames, 3, *upright), dtype=torch.uint8)
+        self.address, self.frame_bytes = self.clip.data_ptr(), 3 * upright[0] * upright[1]
         self.pixel_format = ""
         self.scaler: SwscaleContext | GraphScaler | None = None
 
     def draw(self, places: list[int], frame: Any) -> None:
         """Put a decoded frame into its places in the clip."""
-        first = self.clip[places[0]]
-        if not self.is_scaled:
+        first = places[0]
+        if self.is_scaled and self.pixel_format != frame.format.name:
+            self.pixel_format, self.scaler = frame.format.name, self._scaler_for(frame)
+        if isinstance(self.scaler, SwscaleContext):
+            self.scaler.scale(frame, self.box, self.address + first * self.frame_bytes)
+        elif self.scaler is not None:
+            self.clip[first] = self.scaler.scale(frame)
+        else:
             # Conversion without scaling must equal the reference bit for bit: the same call, on the whole frame.
             rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1)).permute(2, 0, 1)
-            first.copy_(finish(rgb, self.rotation, self.crop, None))
-        else:
-            if self.pixel_format != frame.format.name:
-                self.pixel_format, self.scaler = frame.format.name, self._scaler_for(frame)
-            if isinstance(self.scaler, SwscaleContext):
-                self.scaler.scale(frame, self.box, first.data_ptr())
-            elif self.scaler is not None:
-                first.copy_(self.scaler.scale(frame))
-            if self.flipped:
-                first.copy_(first.flip(self.flipped))
+            self.clip[first] = finish(rgb, self.rotation, self.crop, None)
         for place in places[1:]:
-            self.clip[place] = first
+            self.clip[place] = self.clip[first]
 
     def _scaler_for(self, frame: Any) -> SwscaleContext | GraphScaler:
         """Frames of one clip share their colours, so this is asked once per clip."""
@@ -126,6 +124,9 @@ class Canvas:
 
     def finish(self) -> Tensor:
         """The clip, upright: uint8 `(T, 3, height, width)`."""
-        if not self.is_scaled or not self.rotation:
-            return self.clip
-        return torch.rot90(self.clip, -self.rotation // 90, (-2, -1)).contiguous()
+        clip = self.clip
+        if self.is_scaled and self.flipped:
+            clip = clip.flip(self.flipped)
+        if self.is_scaled and self.rotation:
+            clip = torch.rot90(clip, -self.rotation // 90, (-2, -1)).contiguous()
+        return clip

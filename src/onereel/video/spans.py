@@ -28,12 +28,11 @@ def plan_spans(index: PacketIndex, frame_indices: Sequence[int]) -> list[Span]:
     """The fewest packets that give these frames: from each key frame to the last wanted packet, without those that
     nobody wants and nobody refers to. Dropping the latter changes no bit of the others."""
     frames = np.asarray(frame_indices, np.int64)
+    packets = index.packet_of_frame[frames].tolist()
+    starts = dict(zip(packets, index.start_of_frame[frames].tolist()))
     places: dict[int, list[int]] = {}
-    for place, packet in enumerate(index.packet_of_frame[frames].tolist()):
+    for place, packet in enumerate(packets):
         places.setdefault(packet, []).append(place)
-    starts = dict(
-        zip(index.packet_of_frame[frames].tolist(), index.start_of_frame[frames].tolist())
-    )
     groups: list[tuple[int, list[int]]] = []
     for packet in sorted(places, key=lambda p: (starts[p], p)):
         start = starts[packet]

@@ -63,10 +63,14 @@ class SwscaleContext:
         # it reads beyond the frame's last row lies in the padding of a decoder's buffer (libavcodec/get_buffer.c).
         whole = -(-box.width // 16) * 16
         self._rgb = torch.empty((3, box.height, whole + 64), dtype=torch.uint8)
+        row = self._rgb.stride(1)
+        self._rgb_planes, self._rgb_strides = _Pointers(), _Strides(row, row, row, 0)
+        _point(self._rgb_planes, self._rgb.data_ptr(), self._rgb.stride(0))
         self._add(
             (whole, box.height), b"yuv420p", (whole, box.height), b"gbrp", BILINEAR, space, full
         )
-        self._add(box[2:], b"gray", (width, height), b"gray", BILINEAR, space, True)
+        # To the scaler 4:4:4 is three planes to treat alike, whatever they show: one call, no conversion.
+        self._add(box[2:], b"yuv444p", (width, height), b"yuv444p", BILINEAR, space, True)
 
     def _add(
         self,
@@ -103,22 +107,21 @@ class SwscaleContext:
                 top * stride + left
             )  # even, so that half of it is the origin in a half-size plane
             source[i] = plane.buffer_ptr + (origin >> 1 if i else origin)
+        _point(self._target, out, self._plane)
         if self._rgb is None:
-            self._run(0, source, strides, out, self._plane, self._target_strides)
-            return
-        rgb, plane_bytes, row = self._rgb.data_ptr(), self._rgb.stride(0), self._rgb.stride(1)
-        row_strides = _Strides(row, row, row, 0)
-        self._run(0, source, strides, rgb, plane_bytes, row_strides)
-        for k in range(3):
-            plane_source = _Pointers(rgb + k * plane_bytes)
-            self._run(1, plane_source, row_strides, out + k * self._plane, 0, self._target_strides)
+            self._run(0, source, strides, self._target, self._target_strides)
+        else:
+            self._run(0, source, strides, self._rgb_planes, self._rgb_strides)
+            self._run(1, self._rgb_planes, self._rgb_strides, self._target, self._target_strides)
 
-    def _run(self, stage: int, source: Any, strides: Any, out: int, plane: int, rows: Any) -> None:
-        target = self._target
-        # FFmpeg's planar RGB is in the order G, B, R.
-        target[0], target[1], target[2] = out + plane, out + 2 * plane, out
+    def _run(self, stage: int, source: Any, strides: Any, target: Any, rows: Any) -> None:
         context, height = self._contexts[stage], self._height
         self._library.sws_scale(context, source, strides, 0, height, target, rows)
+
+
+def _point(planes: Any, address: int, plane_bytes: int) -> None:
+    """Aim at three planes stored as R, G, B: FFmpeg's planar RGB is in the order G, B, R."""
+    planes[0], planes[1], planes[2] = address + plane_bytes, address + 2 * plane_bytes, address
 
 
 def is_rgb_first(box: Box, size: tuple[int, int]) -> bool:
