@@ -41,7 +41,7 @@ check: lint test  ## lint, then the tests
 
 bench: $(READY)  ## every benchmark at its small size; JSON beside the printed tables in runs/bench
 	@mkdir -p runs/bench
-	@for script in $$(ls benchmarks/*.py | grep -v common.py); do \
+	@for script in $$(ls benchmarks/*.py | grep -v -e common.py -e baselines.py); do \
 	  echo "== $$script"; $(BIN)/python $$script --size small \
 	    --json runs/bench/$$(basename $$script .py).json || exit 1; done
 

@@ -9,7 +9,6 @@ decord torchcodec`; the latter needs FFmpeg's shared libraries on the loader's p
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,8 +23,16 @@ import numpy as np
 import torch
 from pyarrow import parquet
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from baselines import (
+    SIZE,
+    byte_resize,
+    decord_frames,
+    find,
+    float_resize,
+    pyav_frames,
+    torchcodec_frames,
+)
 from common import Claim, arguments, real_videos, report
 from onereel.data.cropping import random_resized_box
 from onereel.seeding import numpy_generator
@@ -37,7 +44,6 @@ from onereel.video.prepare import PrepareReport, prepare
 from onereel.video.spans import plan_spans
 from onereel.video.store import ChunkStore
 
-SIZE = 224
 SECONDS_720P = 15.0
 NUM_ACTIONS = 3  # videos of actions5, besides all of `long`
 NUM_720P = {"small": 2, "full": 7}
@@ -119,6 +125,7 @@ def main() -> None:
         times = measure(contents, store, NUM_DRAWS[options.size])
         sizes = _sizes(contents, prepared)
     rows = [_row(method, times) for method in METHODS if any(method in t for t in times.values())]
+    rows += [_video_row(content, times) for content in contents]
     report("CPU ms per clip, one thread (median)", rows + sizes, _claims(times), options.json)
 
 
@@ -197,64 +204,6 @@ def _methods(
         box = _scaled(crop, content)
         for name, read in readers.items():
             yield f"720p {name}", lambda read=read: float_resize(read(large, frames), box)
-
-
-def find(module: str) -> Any | None:
-    """The module, or None where it is not installed or its libraries are missing."""
-    try:
-        return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError):
-        return None
-
-
-def decord_frames(path: str, frames: list[int]) -> Tensor:
-    """uint8 `(T, H, W, 3)`."""
-    decord = importlib.import_module("decord")
-    reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-    return torch.from_numpy(reader.get_batch(frames).asnumpy())
-
-
-def pyav_frames(path: str, frames: list[int]) -> Tensor:
-    """uint8 `(T, H, W, 3)`: seek to the key frame before, decode to the last wanted frame."""
-    pictures = {}
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "NONE"
-        ticks = 1 / (stream.average_rate * stream.time_base)
-        container.seek(int(frames[0] * ticks), stream=stream)
-        for frame in container.decode(stream):
-            number = round(frame.pts / ticks)
-            if number in frames:
-                pictures[number] = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
-            if number >= frames[-1]:
-                break
-    return torch.stack([pictures[number] for number in frames])
-
-
-def torchcodec_frames(path: str, frames: list[int]) -> Tensor:
-    """uint8 `(T, H, W, 3)`."""
-    decoders = importlib.import_module("torchcodec.decoders")
-    decoder = decoders.VideoDecoder(
-        path, num_ffmpeg_threads=1, seek_mode="exact", dimension_order="NHWC"
-    )
-    return decoder.get_frames_at(frames).data
-
-
-def float_resize(frames: Tensor, crop: CropBox) -> Tensor:
-    """What published video pipelines do: all frames to float32, crop, bilinear resize, flip."""
-    return _resized(frames.float(), crop, antialias=False)
-
-
-def byte_resize(frames: Tensor, crop: CropBox) -> Tensor:
-    """The fastest way within torch: crop first, resize uint8 with antialiasing."""
-    return _resized(frames, crop, antialias=True)
-
-
-def _resized(frames: Tensor, crop: CropBox, antialias: bool) -> Tensor:
-    rows = slice(crop.top, crop.top + crop.height)
-    part = frames.permute(0, 3, 1, 2)[..., rows, crop.left : crop.left + crop.width]
-    clip = interpolate(part, (SIZE, SIZE), mode="bilinear", antialias=antialias)
-    return clip.flip(-1) if crop.hflip else clip
 
 
 def bare_decode(chunk: VideoFile, frames: list[int]) -> Callable[[], object]:
@@ -360,6 +309,20 @@ def _row(method: str, times: Times) -> dict[str, Any]:
         ratios = _ratios(times, protocol, method, "d ours")
         row[f"{protocol} : d"] = median(ratios)
         row[f"{protocol} : d, videos"] = f"{min(ratios):.1f} to {max(ratios):.1f}"
+    return row
+
+
+def _video_row(content: Content, times: Times) -> dict[str, Any]:
+    """The same for one video: what `d` takes, and how many times that the other methods take."""
+    info = content.info
+    what = f"{Path(content.name).stem}: {info.fps:.3g} fps, {info.num_frames / info.fps:.0f} s"
+    row: dict[str, Any] = {"method": "d ours", "what": what}
+    for protocol in ("t4_1s", "t16_s4"):
+        cell = {name: median(values) for name, values in times[protocol, content.name].items()}
+        row[f"{protocol} ms"] = cell["d ours"]
+        names = [name for name in ("a decord", "a PyAV", "b torchcodec", "e bare") if name in cell]
+        ratios = [f"{name[0]} {name[2:]} {cell[name] / cell['d ours']:.2f}" for name in names]
+        row[f"{protocol} : d, videos"] = ", ".join(ratios)
     return row
 
 
