@@ -74,6 +74,17 @@ def test_structures(tmp_path: Path) -> None:
     assert keys["intra"] == list(range(96))
 
 
+@pytest.mark.parametrize("profile", ["fast", "balanced"])
+def test_x264_understood_what_makes_a_profile_cheap_to_read(tmp_path: Path, profile: str) -> None:
+    """It writes its settings into the stream."""
+    path = tmp_path / "x.mp4"
+    write_chunk(str(path), pictures(40), Fraction(30), profile, 23.0)
+    data = path.read_bytes()
+    for setting in (b"cabac=0", b"deblock=0:", b"psy=0", b"keyint=32", b"scenecut=0", b"b_adapt=0"):
+        assert setting in data
+    assert (b" ref=1 " in data) == (b"b_pyramid=0" in data) == (profile == "fast")
+
+
 def test_better_quality_costs_bytes(tmp_path: Path) -> None:
     sizes = []
     for crf in (18.0, 23.0, 30.0):
