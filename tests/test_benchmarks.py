@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.name != "common.py")
+SHARED = {"common.py", "baselines.py"}
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if path.name not in SHARED)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
