@@ -244,7 +244,8 @@ def test_hidden_pixels_reach_no_prediction(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["all", "run-length", "random", "redundancy"])
 def test_a_clip_alone_is_predicted_as_in_company(kind: str) -> None:
-    model = autoencoder(tokens={"kind": kind, "threshold": 1.13, "keep_ratio": 0.5})
+    budget = {"threshold": 1.13} if kind == "run-length" else {"keep_ratio": 0.5}
+    model = autoencoder(tokens={"kind": kind, **budget})
     values = clips(3)
     together = run(model, values)
     start = 0
