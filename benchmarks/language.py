@@ -2,8 +2,9 @@
 
 A training step (forward, backward) of ViT-B/16 on 4 frames of 224x224, 785 tokens attended jointly: plain attention,
 SDPA, SDPA with checkpointing; and TimeSformer, the divided space-time encoder of `transformers`, same width and depth,
-with and without its checkpointing (AVION, arXiv 2309.16669, figure 4). Repeats are interleaved; memory per clip is how
-much another clip adds to the peak of a process that does nothing else. Then a contrastive step of both towers at a
+with and without its checkpointing (AVION, arXiv 2309.16669, figure 4). Repeats are interleaved, and timed by the CPU
+time of one thread, or by the wall clock on CUDA; memory per clip is how much another clip adds to the peak of a process
+that does nothing else. Then a contrastive step of both towers at a
 fixed micro-batch: its peak must not grow with the batch.
 
     python benchmarks/language.py --device cuda --size full      batches from 16 to the largest that fits
@@ -14,7 +15,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import resource
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import Claim, arguments, report
+from common import Claim, arguments, clock_of, report
 from onereel import build
 from onereel.config import (
     DataConfig,
@@ -153,16 +153,16 @@ def seconds_per_clip(
 ) -> dict[str, float]:
     """Median over repeats, one contender after the other in each."""
     contenders = {name: make(name, device) for name in names}
-    clips = random_clips(batch_size, device)
+    clips, clock = random_clips(batch_size, device), clock_of(device)
     found: dict[str, list[float]] = {name: [] for name in names}
     for repeat in range(repeats + 1):
         for name, (model, loss) in contenders.items():
             synchronize(clips.device)
-            start = time.perf_counter()
+            start = clock()
             step(model, loss, clips)
             synchronize(clips.device)
             if repeat:  # the first is to warm up
-                found[name].append((time.perf_counter() - start) / batch_size)
+                found[name].append((clock() - start) / batch_size)
     return {name: median(values) for name, values in found.items()}
 
 
