@@ -4,8 +4,8 @@ A training step (forward, backward) of ViT-B/16 on 4 frames of 224x224, 785 toke
 SDPA, SDPA with checkpointing; and TimeSformer, the divided space-time encoder of `transformers`, same width and depth,
 with and without its checkpointing (AVION, arXiv 2309.16669, figure 4). Repeats are interleaved, and timed by the CPU
 time of one thread, or by the wall clock on CUDA; memory per clip is how much another clip adds to the peak of a process
-that does nothing else. Then a contrastive step of both towers at a
-fixed micro-batch: its peak must not grow with the batch.
+that does nothing else. Then a contrastive step of both towers at a fixed micro-batch: its peak must not grow with the
+batch.
 
     python benchmarks/language.py --device cuda --size full      batches from 16 to the largest that fits
 """
