@@ -242,6 +242,7 @@ def test_everything_works_from_the_keyboard(page: Page) -> None:
         if reached[-1] == "adjacent":
             press("ArrowRight")
             assert page.evaluate("state.selector.key") == "anchored"
+            press("ArrowLeft")  # whose threshold is published, and has a button
         if reached[-1] == "slider":
             before = page.evaluate("state.threshold")
             press("ArrowRight")
