@@ -120,6 +120,8 @@ def _moments(
 def _windows(
     library: VideoLibrary, names: Sequence[str], seconds: float, root: str
 ) -> tuple[Annotations, list[Quarantined]]:
+    if not names:
+        raise DataError("there is no video to embed: the store, folder or list is empty")
     rows: list[tuple[str, float, float]] = []
     broken = []
     for name in names:
