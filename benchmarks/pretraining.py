@@ -26,7 +26,7 @@ from onereel.video.store import ChunkStore
 
 PIECE_SECONDS = 3.0
 """About the length of a clip of actions5."""
-EPOCHS = {"small": (12, 12), "full": (200, 100)}
+EPOCHS = {"small": (12, 12), "full": (100, 100)}
 """Of pre-training and of fine-tuning."""
 NUMBERS = ("top1", "pre-training seconds", "fine-tuning seconds", "total seconds")
 
