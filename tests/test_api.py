@@ -395,10 +395,24 @@ def long_recipe(tmp_path: Path, videos: Path) -> Path:
     return path
 
 
-def test_kill_and_ctrl_c_and_resume_give_the_same_losses(long_recipe: Path, tmp_path: Path) -> None:
+EVEREST = [
+    "--objective.kind",
+    "masked",
+    "--objective.mask",
+    "random",
+    "--objective.mask-ratio",
+    "0.5",
+]
+EVEREST += ["--tokens.kind", "redundancy", "--tokens.keep-ratio", "0.75"]
+
+
+@pytest.mark.parametrize("options", [[], EVEREST], ids=["classification", "EVEREST"])
+def test_kill_and_ctrl_c_and_resume_give_the_same_losses(
+    long_recipe: Path, tmp_path: Path, options: list[str]
+) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert main(["train", str(long_recipe), "--out", str(whole)]) == 0
-    process = start(["train", str(long_recipe), "--out", str(broken)])
+    assert main(["train", str(long_recipe), "--out", str(whole), *options]) == 0
+    process = start(["train", str(long_recipe), "--out", str(broken), *options])
     wait_for_step(broken, 5, process)
     process.kill()
     process.communicate()
