@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from onereel.errors import ConfigError
 from onereel.loading import TrainedModel
+from onereel.models.blocks import Attention, Segments
 from onereel.models.heads import ClassificationHead
 from onereel.models.video_model import VideoModel
-from onereel.models.vit import Attention, Segments
 from onereel.tokens.tubelets import patchify
 from onereel.types import Packed, TokenSelection, TubeletGrid
 

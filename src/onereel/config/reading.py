@@ -7,7 +7,7 @@ import json
 import typing
 from typing import Any, Literal
 
-from onereel.config.sections import RunConfig
+from onereel.config.run import RunConfig
 from onereel.errors import ConfigError, did_you_mean
 
 

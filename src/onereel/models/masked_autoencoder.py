@@ -10,22 +10,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from onereel.errors import ConfigError
+from onereel.models.blocks import NORM_EPS, Block, Segments, reset_linears
 from onereel.models.video_model import (
     Generators,
     dense_grid,
     derived_generators,
     select_tokens,
 )
-from onereel.models.vit import (
-    NORM_EPS,
-    TOKEN_STD,
-    Block,
-    Segments,
-    VisionTransformer,
-    fixed_positions,
-    positions_of,
-    reset_linears,
-)
+from onereel.models.vit import TOKEN_STD, VisionTransformer, fixed_positions, positions_of
 from onereel.tokens.masking import Masking
 from onereel.tokens.packing import (
     TokenIndices,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from onereel.errors import ConfigError, unknown_name
-from onereel.models.attention import BACKENDS, attention
+from onereel.models.attention import BACKENDS
+from onereel.models.blocks import (
+    NORM_EPS,
+    STYLES,
+    Block,
+    Segments,
+    compile_blocks,
+    reset_linears,
+)
 from onereel.tokens.packing import cumulative_lengths, per_token, to_device
 from onereel.tokens.positions import (
     flat_sincos_positions,
@@ -24,100 +31,9 @@ from onereel.tokens.positions import (
 )
 from onereel.types import Packed, TubeletGrid
 
-NORM_EPS = 1e-6  # as VideoMAE and the ViT paper; RLT's 1e-5 doesn't fit VideoMAE's weights
 TOKEN_STD = 0.02  # class token and learned positions, as timm and VideoMAE
-MLP_RATIO = 4
 COLORS = 3
 POSITIONS = ("sincos", "sincos-1d", "learned", "space-time")
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """`x * sigmoid(1.702 x)`, with which CLIP's weights were trained."""
-    return x * torch.sigmoid(1.702 * x)
-
-
-@dataclass(frozen=True)
-class Style:
-    """What differs between families of weights of one architecture.
-
-    Attributes:
-        norm_eps: of every LayerNorm.
-        activation: of the MLPs.
-        patch_bias: whether the patch embedding has a bias.
-        input_norm: whether tokens are normalised before the first block (CLIP's ln_pre).
-    """
-
-    norm_eps: float = NORM_EPS
-    activation: Callable[[Tensor], Tensor] = F.gelu
-    patch_bias: bool = True
-    input_norm: bool = False
-
-
-STYLES = {"vit": Style(), "clip": Style(1e-5, quick_gelu, patch_bias=False, input_norm=True)}
-"""The ViT paper's, and OpenAI's CLIP (arXiv 2103.00020)."""
-
-
-class Segments:
-    """What attention must know of a packed batch: tokens per clip on the host, their bounds on the device.
-
-    No dataclass: torch.compile would check each of its fields, and so compile again for new lengths.
-    """
-
-    def __init__(self, lengths: tuple[int, ...], cu_seqlens: Tensor) -> None:
-        self.lengths, self.cu_seqlens = lengths, cu_seqlens
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, backend: str) -> Tensor:
-    """`attention` of `segments`; here, and only here, are the lengths read (see `compile_blocks`)."""
-    return attention(q, k, v, segments.lengths, segments.cu_seqlens, backend)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention within each clip, with biases on q, k and v."""
-
-    def __init__(self, embed_dim: int, num_heads: int, qk_norm: bool, backend: str) -> None:
-        super().__init__()
-        self.num_heads, self.backend = num_heads, backend
-        self.attend = attend
-        head_dim = embed_dim // num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.q_norm = nn.LayerNorm(head_dim, eps=NORM_EPS) if qk_norm else None
-        self.k_norm = nn.LayerNorm(head_dim, eps=NORM_EPS) if qk_norm else None
-        self.proj = nn.Linear(embed_dim, embed_dim)
-
-    def forward(self, x: Tensor, segments: Segments) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        if self.q_norm is not None and self.k_norm is not None:
-            # Under autocast a norm returns float32; attention wants one dtype.
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        out = self.attend(q, k, v, segments, self.backend)
-        return self.proj(out.flatten(1))
-
-
-class Block(nn.Module):
-    """`x + scale * attention(norm(x))`, then the same with the MLP; `scale (2, M)` is drop path, or None."""
-
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        qk_norm: bool,
-        backend: str,
-        style: Style = STYLES["vit"],
-    ) -> None:
-        super().__init__()
-        self.activation = style.activation
-        self.norm1 = nn.LayerNorm(embed_dim, eps=style.norm_eps)
-        self.attn = Attention(embed_dim, num_heads, qk_norm, backend)
-        self.norm2 = nn.LayerNorm(embed_dim, eps=style.norm_eps)
-        self.fc1 = nn.Linear(embed_dim, MLP_RATIO * embed_dim)
-        self.fc2 = nn.Linear(MLP_RATIO * embed_dim, embed_dim)
-
-    def forward(self, x: Tensor, segments: Segments, scale: Tensor | None = None) -> Tensor:
-        branch = self.attn(self.norm1(x), segments)
-        x = x + (branch if scale is None else branch * scale[0, :, None])
-        branch = self.fc2(self.activation(self.fc1(self.norm2(x))))
-        return x + (branch if scale is None else branch * scale[1, :, None])
 
 
 class VisionTransformer(nn.Module):
@@ -342,27 +258,6 @@ def positions_of(tokens: Packed, table: Tensor, made_for: TubeletGrid, kind: str
             else resize_positions(table, made_for, grid)
         )
     return gather_positions(table, tokens.coordinates, grid)
-
-
-def reset_linears(module: nn.Module) -> None:
-    """Xavier-uniform weights (query, key, value as matrices of their own) and zero biases for all linear layers."""
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            # Xavier's bound depends on the shape, so a fused qkv would start too small.
-            fan_out = part.out_features // (3 if name.endswith("qkv") else 1)
-            bound = math.sqrt(6 / (part.in_features + fan_out))
-            nn.init.uniform_(part.weight, -bound, bound)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-
-
-def compile_blocks(module: nn.Module, **options: Any) -> None:
-    """torch.compile each block in `module` but for its attention, so that new lengths don't mean a new compilation."""
-    for part in module.modules():
-        if isinstance(part, Attention):
-            part.attend = torch.compiler.disable(attend)
-        elif isinstance(part, Block):
-            part.compile(**options)
 
 
 def prepend_token(packed: Packed, token: Tensor) -> Packed:

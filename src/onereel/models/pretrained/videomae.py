@@ -13,11 +13,12 @@ from torch import Tensor
 from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
+from onereel.models.blocks import MLP_RATIO, NORM_EPS
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained.layouts import VIDEOMAE_HF
 from onereel.models.registry import SIZES, Size
 from onereel.models.video_model import VideoModel
-from onereel.models.vit import COLORS, MLP_RATIO, NORM_EPS
+from onereel.models.vit import COLORS
 
 PREFIX = "videomae."
 MODULES = {

@@ -1,0 +1,45 @@
+"""A whole configuration: every section, and what must fit between them.
+
+A recipe (`onereel.recipes`) is a function that returns a `RunConfig`; the command line overrides any field by its
+dotted name (`--optim.lr 3e-4`). What the words mean is in `docs/design.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onereel.config.checks import require
+from onereel.config.inputs import AugmentConfig, DataConfig, TokensConfig
+from onereel.config.learning import EvalConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from onereel.config.model import ModelConfig, TextConfig
+from onereel.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on."""
+
+    recipe: str = ""
+    """The recipe this configuration came from."""
+    seed: int = 0
+    """What all randomness of the run derives from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2 ** 63")
+        tokens = self.tokens
+        masked_tubes = self.objective.kind == "masked" and self.objective.mask == "tube"
+        keeps_a_picture = tokens.kind == "run-length" and tokens.budget in ("auto", "threshold")
+        if masked_tubes and tokens.kind != "all" and not keeps_a_picture:
+            raise ConfigError(
+                f"objective.mask is 'tube', but {tokens.kind} tokens need not be left at the places that a tube shows; "
+                "use objective.mask random, or tokens.kind all, or run-length by its threshold"
+            )
