@@ -371,3 +371,13 @@ def test_patch_norm_forgets_brightness_and_contrast_and_costs_four_vectors() -> 
         for on in (True, False)
     )
     assert with_it - without == 2 * (1536 + 96)
+
+
+def test_features_between_the_blocks_are_those_of_a_shallower_encoder() -> None:
+    model = encoder(pool="cls")
+    tokens = pack(*batch(), GRID)
+    features, between = model.forward_layers(tokens, None, (0, 2))
+    assert torch.equal(features.values, model(tokens).values)
+    assert torch.equal(model.norm(between[1]), features.values)
+    model.norm, model.blocks, model.depth = torch.nn.Identity(), model.blocks[:1], 1
+    assert torch.equal(between[0], model(tokens).values)

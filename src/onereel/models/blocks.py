@@ -72,12 +72,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        q, k, v = self.heads(x)
+        out = self.attend(q, k, v, segments, self.backend)
+        return self.proj(out.flatten(1))
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of `x (M, D)`, each `(M, h, D / h)`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)
         if self.q_norm is not None and self.k_norm is not None:
             # Under autocast a norm returns float32; attention wants one dtype.
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
-        out = self.attend(q, k, v, segments, self.backend)
-        return self.proj(out.flatten(1))
+        return q, k, v
 
 
 class Block(nn.Module):

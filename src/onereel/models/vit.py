@@ -170,6 +170,17 @@ class VisionTransformer(nn.Module):
             Features `(M, D)`, normalised where the encoder has a final norm. With pool="cls" each clip begins with
             its class token, whose coordinates are -1.
         """
+        return self.forward_layers(tokens, generators, (), embedded=embedded)[0]
+
+    def forward_layers(
+        self,
+        tokens: Packed,
+        generators: Sequence[torch.Generator] | None,
+        layers: Sequence[int],
+        *,
+        embedded: bool = False,
+    ) -> tuple[Packed, list[Tensor]]:
+        """As `forward`, and what each block of `layers` (from 0, rising) gives: `(M, D)`, class tokens included."""
         if not embedded:
             tokens = replace(tokens, values=self.embed(tokens.values))
         tokens = replace(tokens, values=self.place(tokens))
@@ -179,8 +190,8 @@ class VisionTransformer(nn.Module):
             tokens = replace(tokens, values=self.input_norm(tokens.values))
         segments = Segments(tokens.lengths, tokens.cu_seqlens)
         scales = self._drop_path_scales(tokens, generators)
-        x = tokens.values
-        for block, scale in zip(self.blocks, scales, strict=True):
+        x, between = tokens.values, []
+        for number, (block, scale) in enumerate(zip(self.blocks, scales, strict=True)):
             if self.checkpointing and torch.is_grad_enabled():
                 # Blocks draw nothing (see _drop_path_scales), so there is no random state to keep.
                 x = checkpoint(
@@ -188,7 +199,9 @@ class VisionTransformer(nn.Module):
                 )
             else:
                 x = block(x, segments, scale)
-        return replace(tokens, values=self.norm(x))
+            if number in layers:
+                between.append(x)
+        return replace(tokens, values=self.norm(x)), between
 
     def place(self, tokens: Packed) -> Tensor:
         """Embedded tokens plus what says where they are and how long they last: `(M, D)`."""
