@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -286,3 +287,59 @@ def test_an_index_of_another_model_is_refused(videos: Path, trained: Path, tmp_p
     for text, options in (("a", {"top_k": 0}), ("  ", {})):
         with pytest.raises(ConfigError):
             moments.search(trained, text, index=report.path, **options)
+
+
+def test_both_towers_are_saved_and_come_back_to_the_bit(
+    videos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    assert main(["convert", str(trained), "--to", "onereel", "--out", str(folder)]) == 0
+    assert str(folder) in capsys.readouterr().out
+    saved, source = load_dual_encoder(folder), load_dual_encoder(trained)
+    clips, captions = torch.randn(2, 2, 3, 32, 32), ["a red square", "a blue disc"]
+    with torch.no_grad():
+        assert torch.equal(*(towers.model.encode_video(clips)[0] for towers in (saved, source)))
+        assert torch.equal(*(towers.model.encode_text(captions) for towers in (saved, source)))
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: feature-extraction" in card
+    assert "- trained on `train.csv`" in card
+    assert "| text | micro tower, " in card
+    assert "## Classes" not in card
+    assert str(videos) not in card + (folder / "config.json").read_text()
+    # The folder alone does what the run does.
+    report = moments.embed(folder, videos / "val.csv", out=tmp_path / "f.parquet")
+    assert len(moments.search(folder, "a red square", index=report.path, top_k=2)) == 2
+    for name in ("config.json", "README.md", "model.safetensors", "tokenizer.json"):
+        again = saved.save_pretrained(tmp_path / "again") / name
+        assert again.read_bytes() == (folder / name).read_bytes()
+
+
+def test_saved_towers_are_taken_for_what_they_are(trained: Path, tmp_path: Path) -> None:
+    folder = load_dual_encoder(trained).save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match="load_dual_encoder"):
+        onereel.load(folder)
+    assert main(["convert", str(folder), "--to", "videomae", "--out", str(tmp_path / "no")]) != 0
+    with pytest.raises(ConfigError, match="save the dual encoder"):
+        load_dual_encoder(folder).model.video.save_pretrained(tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"lost its tokenizer\.json"):
+        load_dual_encoder(folder)
+
+
+def test_pushing_towers_uploads_the_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`HfApi` is replaced by one that copies to this disk: what the Hub does with it is not tested."""
+
+    class Api:
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+            assert (name, private, exist_ok) == ("someone/towers", True, True)
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+            shutil.copytree(folder_path, tmp_path / "uploaded")
+            return f"https://example.org/{repo_id}/commit/1"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert load_dual_encoder(trained).push_to_hub("someone/towers").endswith("/commit/1")
+    assert load_dual_encoder(tmp_path / "uploaded").config.recipe == "tiny"

@@ -25,9 +25,9 @@ from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
 from onereel.files import write_atomically
 from onereel.inspection.pages import inspect as inspect
-from onereel.loading import TOKENIZER, find_tokenizer, load, load_dual_encoder, load_encoder
+from onereel.loading import find_tokenizer, load, load_dual_encoder, load_encoder
 from onereel.models.blocks import compile_blocks
-from onereel.models.text import Tokenizer
+from onereel.models.text import TOKENIZER, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.pictures import try_report
 from onereel.recipes import load_recipe

@@ -31,7 +31,7 @@ from onereel.models.pretrained.clip import convert_clip, is_clip
 from onereel.models.pretrained.folder import holds_saved_model, read_folder
 from onereel.models.pretrained.report import MAY_BE_NEW
 from onereel.models.pretrained.videomae import run_config_of
-from onereel.models.text import Tokenizer
+from onereel.models.text import TOKENIZER, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.tokens.positions import resize_positions
 from onereel.training import holds_run, is_checkpoint, is_main, latest_valid
@@ -40,8 +40,6 @@ from onereel.types import TubeletGrid
 logger = logging.getLogger(__name__)
 
 OURS = "onereel"
-TOKENIZER = "tokenizer.json"
-"""Of a video-language run, in its folder."""
 MAY_BE_NEW_IN_PAIRS = rf"{CLIP_MAY_BE_NEW}|text\."
 """Weights of a video model have no text tower."""
 
@@ -91,6 +89,11 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
         OnereelError: there is no whole model, or it does not fit `config`.
     """
     trained = load_trained(source, config)
+    if isinstance(trained, TrainedDualEncoder):
+        raise ConfigError(
+            f"{source} compares videos with texts and has no classes: onereel.load_dual_encoder loads it, "
+            "`onereel embed` and `onereel search` use it"
+        )
     if isinstance(trained, TrainedAutoencoder):
         raise ConfigError(
             f"{source} was pre-trained without labels and has no classes to answer with. Fine-tune it: "
@@ -101,18 +104,15 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
 
 def load_trained(
     source: str | Path, config: RunConfig | None = None
-) -> TrainedModel | TrainedAutoencoder:
-    """A model that classifies or that was pre-trained by masks, in evaluation mode; arguments and errors as `load`."""
+) -> TrainedModel | TrainedAutoencoder | TrainedDualEncoder:
+    """Whatever was trained there, in evaluation mode; arguments and errors as `load`."""
     found = _find(source)
     if isinstance(found, Weights):
         return _load_videomae(found, config)
     tensors, own_config, class_names, facts = found
     config = config or own_config
     if build.learns_pairs(config):
-        raise ConfigError(
-            f"{source} compares videos with texts and has no classes: onereel.load_dual_encoder loads it, "
-            "`onereel embed` and `onereel search` use it"
-        )
+        return load_dual_encoder(source, config)
     model = build.build_trainee(config, len(class_names))
     saved = Converted(OURS, dict(tensors), {name: name for name in tensors})
     load_converted(model, saved, source=str(source), whole=True)
@@ -124,35 +124,50 @@ def load_trained(
 
 @dataclass(frozen=True)
 class TrainedDualEncoder:
-    """Both towers, and the configuration that they were trained with or are used with."""
+    """Both towers with what is needed to use them.
+
+    Attributes:
+        config: that they were trained with, or are used with.
+        facts: where they came from, as far as is known (see `pretrained.card.model_card`).
+    """
 
     model: DualEncoder
     config: RunConfig
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write weights, configuration, tokenizer and card, so that `load_dual_encoder(folder)` gives them back."""
+        return self.model.save_pretrained(folder, self.facts)
+
+    def push_to_hub(self, name: str, *, private: bool = True) -> str:
+        """Upload the same as the model `owner/name` of the Hugging Face Hub; the commit's address is the answer."""
+        return self.model.push_to_hub(name, self.facts, private=private)
 
 
 def load_dual_encoder(source: str | Path, config: RunConfig | None = None) -> TrainedDualEncoder:
     """The towers of a video-language run in evaluation mode.
 
     Args:
-        source: the run's folder, or a checkpoint in it.
+        source: the run's folder, a checkpoint in it, a folder of `save_pretrained`, or the name OWNER/MODEL of one on
+            the Hugging Face Hub.
         config: use the weights under this configuration (other tokens, say) in place of their own.
 
     Raises:
-        OnereelError: there is no such run, or its weights do not fit `config`.
+        OnereelError: there is no such model, or its weights do not fit `config`.
     """
     found = _find(source)
     if isinstance(found, Weights) or not build.learns_pairs(found[1]):
         raise ConfigError(
             f"{source} is no video-language run: onereel train RECIPE --objective.kind contrastive makes one"
         )
-    tensors, own_config, *_ = found
+    tensors, own_config, _, facts = found
     config = config or own_config
     tokenizer = find_tokenizer(source, config.text.context_length)
     if tokenizer is None:
         raise ConfigError(f"{source} has lost its {TOKENIZER}; copy it from the folder of the run")
     model = build.build_dual_encoder(config, tokenizer)
     load_converted(model, _to_start_from(tensors, model), source=str(source), whole=True)
-    return TrainedDualEncoder(model.eval(), config)
+    return TrainedDualEncoder(model.eval(), config, facts)
 
 
 def find_tokenizer(source: str | Path, context_length: int) -> Tokenizer | None:
@@ -200,7 +215,10 @@ def _facts_of_run(run: Path) -> dict[str, Any]:
     """For the card: the lists' names, and the numbers of the run's own evaluation."""
     path = run / "eval" / "val.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    names = ("top1", "top5", "mean_class_accuracy", "kept_ratio", "num_videos")
+    names = (
+        *("top1", "top5", "mean_class_accuracy", "kept_ratio", "num_videos"),
+        *("median_rank", "video_to_text_top1", "video_to_text_top5"),
+    )
     config = json.loads((run / "config.json").read_text())["data"]
     return {
         "train_list": Path(config["train"]).name,

@@ -31,18 +31,27 @@ def convert(
 
     Args:
         model: run folder, checkpoint, saved folder, or OWNER/MODEL of the Hugging Face Hub.
-        to: onereel (`onereel predict FOLDER` and `onereel.load` take it), or videomae (transformers'
+        to: onereel (`onereel predict FOLDER` and `onereel.load` take it; a video-language model, `onereel embed FOLDER`
+            and `onereel.load_dual_encoder`), or videomae (transformers'
             VideoMAEForVideoClassification, for models with model.positions sincos-1d and model.fc_norm true; or, of
             masked pre-training, VideoMAEForPreTraining, for models with model.positions sincos-1d).
         out: folder to write.
     """
-    from onereel.loading import load, load_trained
+    from onereel.loading import TrainedAutoencoder, TrainedDualEncoder, load_trained
     from onereel.models.pretrained.videomae import write_videomae
 
-    if to == "onereel":
-        print(load(model).save_pretrained(out))
-        return
     trained = load_trained(model)
+    if to == "onereel":
+        if isinstance(trained, TrainedAutoencoder):
+            raise ConfigError(
+                f"{model} was pre-trained without labels and has no classes: fine-tune it first, or --to videomae"
+            )
+        print(trained.save_pretrained(out))
+        return
+    if isinstance(trained, TrainedDualEncoder):
+        raise ConfigError(
+            f"{model} reads texts too, which VideoMAE's layout cannot hold: --to onereel"
+        )
     print(write_videomae(out, trained.model, trained.config, trained.class_names))
     if trained.config.tokens.kind != "all":
         print("VideoMAE's layout knows no token selection: the model there keeps every token")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,3 +48,18 @@ class DualEncoder(nn.Module):
         device = self.text.model.text_projection.weight.device
         features = self.text(to_device(tokens, device))
         return F.normalize(features.float(), dim=-1)
+
+    def save_pretrained(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
+        """Write weights, configuration, tokenizer and card for `onereel.load_dual_encoder(folder)`: see
+        `pretrained.folder.write_folder`."""
+        from onereel.models.pretrained.folder import write_folder
+
+        return write_folder(folder, self, facts=facts)
+
+    def push_to_hub(
+        self, name: str, facts: Mapping[str, Any] | None = None, *, private: bool = True
+    ) -> str:
+        """Upload the same as the model `owner/name` of the Hugging Face Hub: see `pretrained.folder.push_folder`."""
+        from onereel.models.pretrained.folder import push_folder
+
+        return push_folder(name, self, facts=facts, private=private)

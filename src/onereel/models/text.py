@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+TOKENIZER = "tokenizer.json"
+"""Of a video-language run or model, in its folder."""
 MLP_RATIO = 4
 MIN_PAIR_COUNT = 2
 

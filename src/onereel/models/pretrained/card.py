@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onereel.config import RunConfig, to_dict
+from onereel.models.dual_encoder import DualEncoder
 
 if TYPE_CHECKING:
     from onereel.models.video_model import VideoModel
@@ -15,20 +16,25 @@ CLASSES_SHOWN = 20
 
 
 def model_card(
-    model: VideoModel, config: RunConfig, class_names: Sequence[str], facts: Mapping[str, Any]
+    model: VideoModel | DualEncoder,
+    config: RunConfig,
+    class_names: Sequence[str],
+    facts: Mapping[str, Any],
 ) -> str:
     """Markdown with the metadata that the Hugging Face Hub reads.
 
     Args:
+        class_names: in the order of the classifier; none of a dual encoder.
         config: of the run, without the paths of the machine that it ran on.
         facts: as far as they are known, "step" (optimiser steps), "train_list", "val_list" (names of the lists),
             "metrics" (name -> number of the last evaluation) and "versions" (name -> version).
     """
+    both = isinstance(model, DualEncoder)
     parts = [
-        _head(config),
+        _head(config, "feature-extraction" if both else "video-classification"),
         _what(model, config),
-        _use(config),
-        _classes(class_names),
+        _use_of_both(config) if both else _use(config),
+        "" if both else _classes(class_names),
         _training(config, facts),
         _metrics(facts.get("metrics", {})),
         _configuration(config),
@@ -36,30 +42,36 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(config: RunConfig) -> str:
+def _head(config: RunConfig, task: str) -> str:
     lines = [
         "---",
         "library_name: onereel",
-        "pipeline_tag: video-classification",
+        f"pipeline_tag: {task}",
         "tags: [video, onereel]",
     ]
     return "\n".join([*lines, "---", f"# {config.recipe or config.model.name}"])
 
 
-def _what(model: VideoModel, config: RunConfig) -> str:
-    data, grid = config.data, model.encoder.grid
+def _what(model: VideoModel | DualEncoder, config: RunConfig) -> str:
+    video = model.video if isinstance(model, DualEncoder) else model
+    data, grid = config.data, video.encoder.grid
     num_parameters = sum(p.numel() for p in model.parameters())
-    num_kept = model.selector.num_kept(grid)
+    num_kept = video.selector.num_kept(grid)
     rows = {
         "model": f"{config.model.name}, tubelets of {config.model.tubelet_size} frames",
         "parameters": f"{num_parameters / 1e6:.1f} M",
         "clip": f"{data.num_frames} frames of {data.size} x {data.size} px, sampling {_sampling(config)}",
         "tokens": f"{grid.num_tokens} per clip; selector `{config.tokens.kind}` keeps "
         + (f"{num_kept}" if num_kept else "what a clip needs"),
-        "cost": f"{model.macs((num_kept or grid.num_tokens,)) / 1e9:.2f} GMACs per view "
+        "cost": f"{video.macs((num_kept or grid.num_tokens,)) / 1e9:.2f} GMACs per view "
         f"with {num_kept or grid.num_tokens} tokens (FLOPs are twice as many)",
         "pixels": f"RGB in 0..1, mean {config.augment.mean}, standard deviation {config.augment.std}",
     }
+    if isinstance(model, DualEncoder):
+        rows["text"] = (
+            f"{config.text.size} tower, {model.tokenizer.vocab_size} byte pairs, at most "
+            f"{config.text.context_length} tokens; features of {config.text.embed_dim} values"
+        )
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     )
@@ -78,6 +90,19 @@ def _use(config: RunConfig) -> str:
         '```python\nimport onereel\n\ntrained = onereel.load("FOLDER")\n'
         f"logits = trained.model(clips).logits  # clips: normalised float (B, {config.data.num_frames}, 3, "
         f"{config.data.size}, {config.data.size})\n```\n\n"
+        "FOLDER is this folder, or the name of this model on the Hugging Face Hub."
+    )
+
+
+def _use_of_both(config: RunConfig) -> str:
+    return (
+        "## Use\n\n"
+        "```bash\nonereel embed FOLDER LIST --out features.parquet\n"
+        'onereel search FOLDER "a person opens a drawer" --index features.parquet\n```\n\n'
+        '```python\nimport onereel\n\nmodel = onereel.load_dual_encoder("FOLDER").model\n'
+        "# clips: normalised float "
+        f"(B, {config.data.num_frames}, 3, {config.data.size}, {config.data.size})\n"
+        "similarity = model.encode_video(clips)[0] @ model.encode_text(captions).T\n```\n\n"
         "FOLDER is this folder, or the name of this model on the Hugging Face Hub."
     )
 

@@ -1,4 +1,7 @@
-"""Our own folder of a model: `model.safetensors`, `config.json` and a card (`README.md`); on the Hub as well."""
+"""Our own folder of a model: `model.safetensors`, `config.json` and a card (`README.md`); on the Hub as well.
+
+That of a dual encoder has its `tokenizer.json` too.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,11 @@ from onereel.archives import read_archive
 from onereel.config import RunConfig, from_dict, to_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
+from onereel.models.dual_encoder import DualEncoder
 from onereel.models.heads import ClassificationHead
 from onereel.models.pretrained.card import model_card
 from onereel.models.pretrained.reading import read_json
+from onereel.models.text import TOKENIZER
 
 if TYPE_CHECKING:
     from onereel.models.video_model import VideoModel
@@ -33,9 +38,9 @@ class SavedModel:
     """What a folder holds.
 
     Attributes:
-        tensors: of the `VideoModel`, by its names.
+        tensors: of the `VideoModel` or `DualEncoder`, by its names.
         config: that the model was built from.
-        class_names: in the order of the classifier.
+        class_names: in the order of the classifier; none of a dual encoder.
         facts: where it came from (see `model_card`).
     """
 
@@ -47,32 +52,30 @@ class SavedModel:
 
 def write_folder(
     folder: str | Path,
-    model: VideoModel,
+    model: VideoModel | DualEncoder,
     class_names: Sequence[str] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the model so that `onereel.load(folder)` gives it back; the folder's path is the answer.
+    """Write the model so that `onereel.load(folder)` gives it back, or `onereel.load_dual_encoder(folder)` both towers;
+    the folder's path is the answer.
 
     Args:
-        class_names: in the order of the classifier; empty: "0", "1", ...
+        class_names: in the order of the classifier; empty: "0", "1", ... A dual encoder has none.
         facts: what the card says of the model's training, see `model_card`.
 
     Raises:
         ConfigError: the model does not know its configuration, the names are not as many as its classes, or the folder
             cannot be written.
     """
-    if model.config is None:
+    video = model.video if isinstance(model, DualEncoder) else model
+    if video.config is None:
         raise ConfigError(
             "this model does not know its configuration: make it by onereel.create_model or onereel.load, "
             "or set model.config"
         )
-    if not isinstance(model.head, ClassificationHead):
-        raise ConfigError("only models that classify can be saved")
-    names = tuple(class_names) or tuple(map(str, range(model.head.num_classes)))
-    if len(names) != model.head.num_classes:
-        raise ConfigError(f"{len(names)} class names for {model.head.num_classes} classes")
+    names = () if isinstance(model, DualEncoder) else _class_names(model, class_names)
     tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    config = portable(model.config)
+    config = portable(video.config)
     content = {
         "model_type": MODEL_TYPE,
         "config": to_dict(config),
@@ -84,11 +87,24 @@ def write_folder(
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CARD, model_card(model, config, names, facts or {}))
         write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+        if isinstance(model, DualEncoder):
+            write_atomically(folder / TOKENIZER, model.tokenizer.to_json())
         # Last: a folder without it is not taken for a model.
         write_atomically(folder / CONFIG, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error}; give another folder") from error
     return folder
+
+
+def _class_names(model: VideoModel, given: Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(model.head, ClassificationHead):
+        raise ConfigError(
+            "this video tower cannot be saved alone: save the dual encoder that it is part of"
+        )
+    names = tuple(given) or tuple(map(str, range(model.head.num_classes)))
+    if len(names) != model.head.num_classes:
+        raise ConfigError(f"{len(names)} class names for {model.head.num_classes} classes")
+    return names
 
 
 def portable(config: RunConfig) -> RunConfig:
@@ -124,7 +140,7 @@ def read_folder(folder: Path) -> SavedModel:
 
 def push_folder(
     name: str,
-    model: VideoModel,
+    model: VideoModel | DualEncoder,
     class_names: Sequence[str] = (),
     facts: Mapping[str, Any] | None = None,
     *,
