@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from onereel.errors import ConfigError
 from onereel.loading import TrainedModel
 from onereel.models.blocks import Attention, Segments
+from onereel.models.factorised import FactorisedEncoder
 from onereel.models.heads import ClassificationHead
 from onereel.models.video_model import VideoModel
 from onereel.tokens.tubelets import patchify
@@ -79,6 +80,8 @@ class FixedShapes(nn.Module):
         head = model.head
         if not isinstance(head, ClassificationHead):
             raise ConfigError("only models that classify can be exported")
+        if isinstance(model.encoder, FactorisedEncoder):
+            raise ConfigError("a factorised encoder (model.temporal_depth) cannot be exported")
         self.encoder, self.selector = model.encoder, model.selector
         self.pool, self.norm, self.fc = head.pool, head.norm, head.fc
         self.num_kept = fixed_count(model)

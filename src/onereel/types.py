@@ -136,11 +136,13 @@ class TokenSelection:
         run_lengths: int64 `(B, N)`, tubelets that a kept token stands for (undefined where dropped), or None for
             selectors without runs.
         num_kept: tokens that each clip keeps, where the budget fixes it: packing then need not ask the device.
+        num_kept_per_frame: tokens that each clip keeps at each tubelet in time, where the budget fixes that too.
     """
 
     keep_mask: Tensor
     run_lengths: Tensor | None = None
     num_kept: int | None = None
+    num_kept_per_frame: int | None = None
 
     def __post_init__(self) -> None:
         if self.keep_mask.ndim != 2 or str(self.keep_mask.dtype) != "torch.bool":
@@ -160,6 +162,8 @@ class Packed:
         coordinates: int64 `(M, 3)` (t, h, w) of each token in the grid.
         grid: the grid that the coordinates index.
         run_lengths: int64 `(M,)`, or None.
+        frame_lengths: tokens of each clip at each tubelet in time, `B * gt` numbers on the host, where they are known
+            without asking the device, else None.
     """
 
     values: Tensor
@@ -168,6 +172,7 @@ class Packed:
     coordinates: Tensor
     grid: TubeletGrid
     run_lengths: Tensor | None = None
+    frame_lengths: tuple[int, ...] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -190,13 +195,15 @@ class Packed:
         """Clips `first` to `stop` (excluded), as views."""
         before = sum(self.lengths[:first])
         tokens = slice(before, before + sum(self.lengths[first:stop]))
-        return Packed(
+        frames = slice(first * self.grid.gt, stop * self.grid.gt)
+        return replace(
+            self,
             values=self.values[tokens],
             lengths=self.lengths[first:stop],
             cu_seqlens=self.cu_seqlens[first : stop + 1] - before,
             coordinates=self.coordinates[tokens],
-            grid=self.grid,
             run_lengths=None if self.run_lengths is None else self.run_lengths[tokens],
+            frame_lengths=None if self.frame_lengths is None else self.frame_lengths[frames],
         )
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Packed:
@@ -214,7 +221,23 @@ class Packed:
         return len(set(self.lengths)) <= 1
 
     def __repr__(self) -> str:
-        return f"Packed(values={tuple(self.values.shape)}, lengths={self.lengths}, grid={tuple(self.grid)})"
+        shape, grid = tuple(self.values.shape), tuple(self.grid)
+        return f"{type(self).__name__}(values={shape}, lengths={self.lengths}, grid={grid})"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameFeatures(Packed):
+    """What the spatial half of a factorised encoder says of each clip: one row per tubelet in time that kept a token.
+
+    `grid` is (gt, 1, 1) and a row's coordinates are (t, 0, 0), its true time. `values (M, W)` begin with the frame's
+    vector, normalised; with the adapter "fusion" those of the layers below follow, nearest first, not normalised.
+
+    Attributes:
+        tokens: the features `(N, D)` of all tokens of each frame, one segment per row of `values`, where an adapter
+            attends to them; else None.
+    """
+
+    tokens: Packed | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A new objective or model is one file in its room and one line here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -14,9 +15,10 @@ from onereel.config import ObjectiveConfig, RunConfig
 from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError
 from onereel.models.dual_encoder import DualEncoder
+from onereel.models.factorised import Encoder
 from onereel.models.heads import ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
-from onereel.models.registry import create_decoder, create_encoder
+from onereel.models.registry import create_decoder, create_encoder, create_factorised
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import VisionTransformer
@@ -37,24 +39,34 @@ PAIR_LOSSES: dict[str, Callable[[ObjectiveConfig], InfoNce | SigmoidLoss | MaxMa
 }
 
 
-def build_encoder(config: RunConfig) -> VisionTransformer:
+def build_encoder(config: RunConfig) -> Encoder:
     """The encoder of a run, from PyTorch's generator as it stands."""
     model = config.model
-    return create_encoder(
+    options: dict[str, Any] = {
+        "num_frames": frames_read(config),
+        "size": config.data.size,
+        "tubelet_size": model.tubelet_size,
+        "positions": model.positions,
+        "style": model.style,
+        "pool": model.pool,
+        "drop_path_rate": model.drop_path_rate,
+        "qk_norm": model.qk_norm,
+        "patch_norm": model.patch_norm,
+        "checkpointing": model.checkpointing,
+        "attention": model.attention,
+        "final_norm": not model.fc_norm,
+    }
+    if not model.temporal_depth:
+        return create_encoder(
+            model.name, length_embedding=config.tokens.length_embedding, **options
+        )
+    return create_factorised(
         model.name,
-        num_frames=frames_read(config),
-        size=config.data.size,
-        tubelet_size=model.tubelet_size,
-        positions=model.positions,
-        style=model.style,
-        pool=model.pool,
-        drop_path_rate=model.drop_path_rate,
-        qk_norm=model.qk_norm,
-        patch_norm=model.patch_norm,
-        checkpointing=model.checkpointing,
-        attention=model.attention,
-        length_embedding=config.tokens.length_embedding,
-        final_norm=not model.fc_norm,
+        temporal_depth=model.temporal_depth,
+        adapter=model.adapter,
+        frozen=model.frozen == "spatial",
+        frames_at_once=model.frames_at_once,
+        **options,
     )
 
 
@@ -76,6 +88,7 @@ def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = build_encoder(config)
+        assert isinstance(encoder, VisionTransformer)  # the configuration refuses others
         decoder = create_decoder(config.model.name, encoder)
     learned = config.objective
     masking = Masking(learned.mask, learned.mask_ratio, learned.decode_ratio)
@@ -130,7 +143,7 @@ def learns_pairs(config: RunConfig) -> bool:
     return config.objective.kind in PAIR_LOSSES
 
 
-def _selector_of(encoder: VisionTransformer, config: RunConfig) -> Selector:
+def _selector_of(encoder: Encoder, config: RunConfig) -> Selector:
     selector = build_selector(
         config.tokens, encoder.tubelet_size, encoder.patch_size, config.augment.std
     )

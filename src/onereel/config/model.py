@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onereel.config.checks import require
+from onereel.errors import ConfigError
+
+FACTORISED_ONLY = ("frozen", "adapter", "frames_at_once", "temporal_init")
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,18 @@ class ModelConfig:
     positions: Literal["sincos", "sincos-1d", "learned", "space-time"] = "sincos"
     """Fixed sine-cosine by coordinate, or by running number (VideoMAE's weights), or a learned table, or learned
     tables of places and times, added (CLIP's weights)."""
-    style: Literal["vit", "clip"] = "vit"
-    """Of norms, activation and patch embedding: the ViT paper's, or that of CLIP's weights."""
+    style: Literal["vit", "clip", "vivit"] = "vit"
+    """Of norms, activation and patch embedding: the ViT paper's, or that of CLIP's weights, or of ViViT's."""
+    temporal_depth: int = 0
+    """0: attention over space and time at once. Above: a factorised encoder (ViViT's Model 2), in which the named model
+    sees one tubelet in time at a time, and so many blocks see what it says of each (published: 4)."""
+    frozen: Literal["none", "spatial"] = "none"
+    """spatial: the spatial half of a factorised encoder keeps the weights it starts from (arXiv 2306.04822)."""
+    adapter: Literal["none", "bottleneck", "temporal-conv", "attention-pool", "fusion"] = "none"
+    """Between the halves of a factorised encoder, the identity at first: a bottleneck on each frame's vector; that and
+    a convolution over time; attention to the frame's tokens; a bottleneck on the vectors of the last four layers."""
+    frames_at_once: int = 0
+    """Tubelets in time that a frozen spatial half takes at once, to bound its memory; 0: all of the batch."""
     fc_norm: bool = False
     """Normalise the pooled feature in place of each token, as VideoMAE's fine-tuning does."""
     drop_path_rate: float = 0.0
@@ -38,10 +51,35 @@ class ModelConfig:
     attention: Literal["auto", "sdpa", "varlen", "reference"] = "auto"
     """Attention back-end; auto: the fastest that is exact here."""
     pretrained: str = ""
-    """Weights to start from: a run, checkpoint or saved folder of onereel; weights of VideoMAE, a ViT, DINOv2 or CLIP
+    """Weights to start from: a run, checkpoint or saved folder of onereel; weights of VideoMAE, ViViT, a ViT, DINOv2 or CLIP
     (a folder, a .safetensors, .pth or .bin file); or the name OWNER/MODEL of such on the Hugging Face Hub."""
     inflation: Literal["central", "mean"] = "central"
     """How an image model's patch embedding becomes one of tubelets: all in the middle frame, or spread evenly."""
+    image_class_token: bool = True
+    """Take an image model's class token; False: only its position, as Scenic's ViViT does."""
+    keep_head: bool = False
+    """Take the classifier of model.pretrained too: a run of onereel on the same classes."""
+    temporal_init: str = ""
+    """Where the temporal half of a factorised encoder starts. Empty: from model.pretrained where that has one, else at
+    random; random; or weights of its own, such as model.pretrained takes: a factorised run, VideoMAE, an image ViT."""
+    temporal_blocks: Literal["even", "first"] = "even"
+    """Which blocks of VideoMAE or an image ViT become temporal ones: evenly spread from first to last, or the first."""
+
+    def __post_init__(self) -> None:
+        for name in ("temporal_depth", "frames_at_once"):
+            require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "0 or more")
+        for name in FACTORISED_ONLY:
+            given, off = getattr(self, name), getattr(ModelConfig, name)
+            if given != off and not self.temporal_depth:
+                raise ConfigError(
+                    f"model.{name} is {given!r}, which only a factorised encoder knows: set model.temporal_depth "
+                    f"(4 as published), or model.{name} to {off!r}"
+                )
+        if self.frames_at_once and self.frozen == "none":
+            raise ConfigError(
+                f"model.frames_at_once is {self.frames_at_once}, but nothing is frozen: the frames of a step share one "
+                "backward pass. Set model.frozen to spatial, or lower train.batch_size_per_device"
+            )
 
 
 @dataclass(frozen=True)

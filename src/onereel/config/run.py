@@ -36,10 +36,25 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2 ** 63")
         tokens = self.tokens
+        self._check_factorised()
         masked_tubes = self.objective.kind == "masked" and self.objective.mask == "tube"
         keeps_a_picture = tokens.kind == "run-length" and tokens.budget in ("auto", "threshold")
         if masked_tubes and tokens.kind != "all" and not keeps_a_picture:
             raise ConfigError(
                 f"objective.mask is 'tube', but {tokens.kind} tokens need not be left at the places that a tube shows; "
                 "use objective.mask random, or tokens.kind all, or run-length by its threshold"
+            )
+
+    def _check_factorised(self) -> None:
+        if not self.model.temporal_depth:
+            return
+        if self.objective.kind == "masked":
+            raise ConfigError(
+                "objective.kind is 'masked', but a factorised encoder has no feature for each token; set "
+                "model.temporal_depth to 0. A factorised run can start from a masked one: --model.pretrained RUN"
+            )
+        if self.tokens.length_embedding:
+            raise ConfigError(
+                "tokens.length_embedding counts tubelets in time, and the spatial half of a factorised encoder sees "
+                "one at a time; set it to False, or model.temporal_depth to 0"
             )

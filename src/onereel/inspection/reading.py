@@ -124,7 +124,10 @@ def _tubelet(options: ClipOptions, trained: TrainedModel | None) -> tuple[int, i
 
 
 def _models(patch_size: int, trained: TrainedModel | None) -> tuple[ModelCost, ...]:
-    """The usual sizes, and the run's own model, which is then the chosen one."""
+    """The usual sizes, and the run's own model, which is then the chosen one (not a factorised encoder, whose cost
+    the page's formula isn't)."""
+    if trained is not None and trained.model.encoder.temporal_depth:
+        trained = None
     usual = tuple(
         ModelCost(
             f"ViT-{name[0].upper()}/{patch_size}",

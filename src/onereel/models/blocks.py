@@ -22,6 +22,11 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def tanh_gelu(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation, JAX's default; with the exact one ViViT's logits differ in the fourth digit."""
+    return F.gelu(x, approximate="tanh")
+
+
 @dataclass(frozen=True)
 class Style:
     """What differs between families of weights of one architecture.
@@ -39,8 +44,12 @@ class Style:
     input_norm: bool = False
 
 
-STYLES = {"vit": Style(), "clip": Style(1e-5, quick_gelu, patch_bias=False, input_norm=True)}
-"""The ViT paper's, and OpenAI's CLIP (arXiv 2103.00020)."""
+STYLES = {
+    "vit": Style(),
+    "clip": Style(1e-5, quick_gelu, patch_bias=False, input_norm=True),
+    "vivit": Style(activation=tanh_gelu),
+}
+"""The ViT paper's, OpenAI's CLIP (arXiv 2103.00020), and ViViT as in Scenic (2103.15691)."""
 
 
 class Segments:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from onereel.errors import unknown_name
+from onereel.errors import ConfigError, unknown_name
+from onereel.models.factorised import FactorisedEncoder
 from onereel.models.masked_autoencoder import MaskedDecoder
 from onereel.models.vit import VisionTransformer
 from onereel.tokens.tubelets import tubelet_grid
+from onereel.types import TubeletGrid
 
 
 class Size(NamedTuple):
@@ -38,6 +40,7 @@ DECODER_SIZES = {
     "huge": Size(640, 4, 8),
 }
 """Of masked autoencoders: small to huge as VideoMAE publishes them; below, half as wide but at least 96."""
+FACTORISED_POSITIONS = ("learned", "sincos")
 _LISTED = ((16, 112), (16, 224), (14, 224), (14, 336))
 _PATTERN = re.compile(r"vit_([a-z]+)_patch([1-9]\d*)_([1-9]\d*)")
 
@@ -65,12 +68,66 @@ def create_encoder(
     match = _match(name)
     patch_size, resolution = int(match[2]), int(match[3])
     side = size or resolution
+    options = {"align_corners": options.get("style") == "vivit"} | options
     return VisionTransformer(
         tubelet_grid(num_frames, side, side, tubelet_size, patch_size),
         tubelet_size=tubelet_size,
         patch_size=patch_size,
         **SIZES[match[1]]._asdict(),
         **options,
+    )
+
+
+def create_factorised(
+    name: str,
+    *,
+    num_frames: int,
+    temporal_depth: int,
+    size: int | None = None,
+    tubelet_size: int = 2,
+    adapter: str = "none",
+    frozen: bool = False,
+    frames_at_once: int = 0,
+    final_norm: bool = True,
+    **options: Any,
+) -> FactorisedEncoder:
+    """The factorised encoder whose spatial half is called `name`; `temporal_depth` blocks of the same width follow.
+
+    Args:
+        adapter, frozen, frames_at_once: as in `FactorisedEncoder`.
+        final_norm: of the temporal half; the spatial one always ends in a norm.
+        options: further arguments of `VisionTransformer`, for both halves.
+
+    Raises as `create_encoder`; also where `options` say what a half does not have.
+    """
+    positions = options.get("positions", "sincos")
+    if positions not in FACTORISED_POSITIONS:
+        raise ConfigError(
+            f"model.positions is {positions!r}; allowed with model.temporal_depth: "
+            f"{', '.join(FACTORISED_POSITIONS)}"
+        )
+    spatial = create_encoder(
+        name,
+        num_frames=tubelet_size,
+        size=size,
+        tubelet_size=tubelet_size,
+        align_corners=True,
+        **options,
+    )
+    temporal = VisionTransformer(
+        TubeletGrid(num_frames // tubelet_size, 1, 1),
+        tubelet_size=tubelet_size,
+        patch_size=spatial.patch_size,
+        embed_dim=spatial.embed_dim,
+        depth=temporal_depth,
+        num_heads=spatial.num_heads,
+        final_norm=final_norm,
+        patch_embedding=False,
+        align_corners=True,
+        **{**options, "patch_norm": False},
+    )
+    return FactorisedEncoder(
+        spatial, temporal, adapter=adapter, frozen=frozen, frames_at_once=frames_at_once
     )
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from onereel.errors import ConfigError
+from onereel.models.factorised import Encoder, FactorisedEncoder
 from onereel.models.heads import ClassificationHead, ProjectionHead
-from onereel.models.vit import VisionTransformer
 from onereel.seeding import stable_seed
 from onereel.tokens.packing import pack, pack_all, pack_clips
 from onereel.tokens.tubelets import clip_grid, patchify
@@ -56,7 +56,7 @@ class VideoModel(nn.Module):
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: Encoder,
         head: ClassificationHead | ProjectionHead,
         selector: Selector,
         config: RunConfig | None = None,
@@ -77,7 +77,8 @@ class VideoModel(nn.Module):
         """Classify `clips`.
 
         Args:
-            clips: normalised float `(B, T, C, H, W)`, or patches of them that were selected before.
+            clips: normalised float `(B, T, C, H, W)`, or patches of them that were selected before, or the
+                `FrameFeatures` that a factorised encoder's spatial half made of them.
             scoring_clips: what the selector looks at in place of `clips`, same shape; None: `clips`.
             generators: one CPU generator per clip. A selector draws from it; drop path and dropout draw from
                 others made of its seed, so that no technique shifts the draws of another.
@@ -120,6 +121,19 @@ class VideoModel(nn.Module):
         dense = len(lengths) * self.encoder.grid.num_tokens
         embedded = dense if self.selector.needs_embeddings else sum(lengths)
         return self.encoder.macs(lengths, embedded) + self.head.macs(len(lengths))
+
+    def step_macs(self, lengths: Sequence[int], backward: int, *, from_frames: bool = False) -> int:
+        """Those of a training step: the forward, and `backward` times what of it has a backward pass.
+
+        `from_frames`: clips are `FrameFeatures`, and `lengths` counts frames.
+        """
+        encoder = self.encoder
+        if not (isinstance(encoder, FactorisedEncoder) and (encoder.frozen or from_frames)):
+            return (1 + backward) * self.macs(lengths)
+        frames = [min(length, encoder.grid.gt) for length in lengths]
+        num_tokens = len(lengths) * encoder.grid.num_tokens if from_frames else sum(lengths)
+        trained = encoder.temporal_macs(frames, num_tokens) + self.head.macs(len(lengths))
+        return backward * trained + (trained if from_frames else self.macs(lengths))
 
     def save_pretrained(
         self,

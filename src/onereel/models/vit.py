@@ -47,7 +47,7 @@ class VisionTransformer(nn.Module):
         pool: "cls" puts a learned token in front of each clip, "mean" doesn't; the head pools accordingly.
         positions: "sincos" (fixed, 3-D), "sincos-1d" (fixed, by running number: VideoMAE's weights), "learned", or
             "space-time" (a learned table of places plus one of times, which starts as zeros: AVION's).
-        style: "vit" or "clip", see `Style`.
+        style: one of `STYLES`.
         drop_path_rate: probability of skipping a branch of the last block for a clip; rises linearly from 0.
         qk_norm: LayerNorm on each head's queries and keys.
         patch_norm: LayerNorm before and after the patch embedding (Dual PatchNorm, arXiv 2302.01327; FluxViT).
@@ -55,9 +55,13 @@ class VisionTransformer(nn.Module):
         final_norm: normalise the features; off where the head normalises the pooled one (VideoMAE's fine-tuning).
         checkpointing: recompute each block in the backward pass.
         attention: back-end, see `onereel.models.attention`.
+        patch_embedding: off where tokens come with a width of `embed_dim` and need none.
+        align_corners: how a learned table is interpolated, see `resize_positions`.
 
     Linear weights start as `reset_linears` says, as in the ViT paper's code, MAE and VideoMAE's pre-training.
     """
+
+    temporal_depth = 0  # blocks over time alone, of an encoder that has such
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class VisionTransformer(nn.Module):
         num_heads: int,
         pool: Literal["mean", "cls"] = "mean",
         positions: Literal["sincos", "sincos-1d", "learned", "space-time"] = "sincos",
-        style: Literal["vit", "clip"] = "vit",
+        style: Literal["vit", "clip", "vivit"] = "vit",
         drop_path_rate: float = 0.0,
         qk_norm: bool = False,
         patch_norm: bool = False,
@@ -78,6 +82,8 @@ class VisionTransformer(nn.Module):
         final_norm: bool = True,
         checkpointing: bool = False,
         attention: str = "auto",
+        patch_embedding: bool = True,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -95,15 +101,19 @@ class VisionTransformer(nn.Module):
         self.grid, self.tubelet_size, self.patch_size = grid, tubelet_size, patch_size
         self.embed_dim, self.depth, self.num_heads, self.pool = embed_dim, depth, num_heads, pool
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
-        self.qk_norm, self.attention = qk_norm, attention
+        self.qk_norm, self.attention, self.align_corners = qk_norm, attention, align_corners
         self.patch_values = COLORS * tubelet_size * patch_size**2
-        self.patch_embed = nn.Linear(self.patch_values, embed_dim, bias=STYLES[style].patch_bias)
+        self.patch_embed = (
+            nn.Linear(self.patch_values, embed_dim, bias=STYLES[style].patch_bias)
+            if patch_embedding
+            else nn.Identity()
+        )
         self.patch_norms = (
             nn.ModuleList(nn.LayerNorm(n, eps=NORM_EPS) for n in (self.patch_values, embed_dim))
             if patch_norm
             else None
         )
-        self.positions = positions
+        self.positions, self.style = positions, style
         self._add_position_tables()
         self.cls_token = nn.Parameter(torch.empty(embed_dim)) if pool == "cls" else None
         self.length_embed = (
@@ -212,7 +222,9 @@ class VisionTransformer(nn.Module):
         if self.positions == "space-time":
             tables = (self.pos_embed, self.temporal_embed)
             return gather_space_time(*tables, tokens.coordinates, self.grid, tokens.grid)
-        return positions_of(tokens, self.pos_embed, self.grid, self.positions)
+        return positions_of(
+            tokens, self.pos_embed, self.grid, self.positions, align_corners=self.align_corners
+        )
 
     def _length_embedding(self, tokens: Packed) -> Tensor:
         table = self.length_embed
@@ -232,6 +244,7 @@ class VisionTransformer(nn.Module):
         """Per block, `(2, M)` factors of its two branches: 0 where a clip skips it, else 1 / keep probability.
 
         One draw per clip, block and branch; from the clip's own generator, so that it doesn't depend on the batch.
+        A generator that is given for several clips (frames of one) draws once for all of them.
         """
         if not (self.training and self.drop_path_rate):
             return [None] * self.depth
@@ -240,8 +253,8 @@ class VisionTransformer(nn.Module):
                 f"drop path draws: pass one generator per clip ({tokens.batch_size}), or call eval()"
             )
         keep = 1 - torch.linspace(0, self.drop_path_rate, self.depth)[:, None, None]
-        draws = [torch.rand(self.depth, 2, generator=g) for g in generators]
-        scales = (torch.stack(draws, dim=-1) < keep) / keep
+        draws = {g: torch.rand(self.depth, 2, generator=g) for g in dict.fromkeys(generators)}
+        scales = (torch.stack([draws[g] for g in generators], dim=-1) < keep) / keep
         return list(per_token(to_device(scales, tokens.device), tokens))
 
     def macs(self, lengths: Sequence[int], num_embedded: int | None = None) -> int:
@@ -261,14 +274,21 @@ def fixed_positions(kind: str, grid: TubeletGrid, dim: int) -> Tensor:
     return (sincos_positions if kind == "sincos" else flat_sincos_positions)(grid, dim)
 
 
-def positions_of(tokens: Packed, table: Tensor, made_for: TubeletGrid, kind: str) -> Tensor:
+def positions_of(
+    tokens: Packed,
+    table: Tensor,
+    made_for: TubeletGrid,
+    kind: str,
+    *,
+    align_corners: bool = False,
+) -> Tensor:
     """Rows `(M, D)` of a position `table` of this `kind`; on another grid 3-D sin-cos is computed, others resized."""
     grid = tokens.grid
     if grid != made_for:
         table = (
             sincos_positions(grid, table.shape[1], table.device)
             if kind == "sincos"
-            else resize_positions(table, made_for, grid)
+            else resize_positions(table, made_for, grid, align_corners=align_corners)
         )
     return gather_positions(table, tokens.coordinates, grid)
 

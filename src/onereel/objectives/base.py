@@ -36,15 +36,22 @@ class Objective(Protocol):
         ...
 
 
-def layer_of_vit(name: str, depth: int) -> int:
+def layer_of_vit(name: str, depth: int, temporal_depth: int = 0) -> int:
     """Layer of a parameter of a transformer with `depth` blocks under `blocks.i`, for layer decay.
 
     0: patch, position, class-token and length embeddings; i + 1: block i; depth + 1: final norm and head
-    (BEiT, arXiv 2106.08254, as VideoMAE's fine-tuning uses it).
+    (BEiT, arXiv 2106.08254, as VideoMAE's fine-tuning uses it). The last `temporal_depth` blocks are those under
+    `temporal.blocks.i`; with the first of them count the adapter before it, and its positions and class token.
     """
     block = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
+    spatial_depth = depth - temporal_depth
+    is_temporal = ".temporal." in name
     if block:
-        return int(block.group(1)) + 1
+        return int(block.group(1)) + 1 + is_temporal * spatial_depth
+    if ".adapter." in name or (is_temporal and name.rpartition(".")[2] in VIT_TABLES):
+        return spatial_depth + 1
+    if ".spatial.norm." in name:
+        return spatial_depth
     is_embedding = (
         re.search(r"(patch_embed|patch_norms|input_norm)\.", name)
         or name.rpartition(".")[2] in VIT_TABLES

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from onereel.errors import DataError
 from onereel.objectives.base import BACKWARD_FLOPS, layer_of_vit, stats, undecayed_of_vit
 from onereel.seeding import clip_generators
-from onereel.types import Batch
+from onereel.types import Batch, FrameFeatures
 
 if TYPE_CHECKING:
     from onereel.models.video_model import VideoModel
@@ -53,15 +53,17 @@ class ClassificationObjective(nn.Module):
         target, label = _targets(batch)
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         top1 = (logits.detach().argmax(dim=1) == label).float().mean()
+        from_frames = isinstance(batch.clips, FrameFeatures)
         counted = stats(
             sum(output.lengths),
             output.num_dense_tokens * len(output.lengths),
-            2.0 * self.model.macs(output.lengths) * (1 + BACKWARD_FLOPS),
+            2.0 * self.model.step_macs(output.lengths, BACKWARD_FLOPS, from_frames=from_frames),
         )
         return {"loss": loss, "top1": top1, "stats": counted}
 
     def layer_of(self, name: str) -> int:
-        return layer_of_vit(name, self.num_layers - 2)
+        encoder = self.model.encoder
+        return layer_of_vit(name, encoder.depth, encoder.temporal_depth)
 
     def no_weight_decay(self) -> set[str]:
         return undecayed_of_vit(name for name, _ in self.named_parameters())

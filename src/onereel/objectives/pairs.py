@@ -24,7 +24,7 @@ from onereel.objectives.base import (
 )
 from onereel.seeding import clip_generators, stable_seed
 from onereel.tokens.packing import to_device
-from onereel.types import Batch
+from onereel.types import Batch, FrameFeatures
 
 if TYPE_CHECKING:
     from onereel.models.dual_encoder import DualEncoder
@@ -208,9 +208,11 @@ class PairObjective(nn.Module):
     def _stats(self, batch: Batch, output: Output, length: int) -> dict[str, float]:
         if batch.num_clips == 0:
             return stats(0, 0, 0.0)
-        macs = self.model.video.macs(output.lengths) + self.model.text.macs(len(batch.keys), length)
+        from_frames = isinstance(batch.clips, FrameFeatures)
+        macs = self.model.video.step_macs(output.lengths, BACKWARD_FLOPS, from_frames=from_frames)
+        macs += self.model.text.macs(len(batch.keys), length) * (1 + BACKWARD_FLOPS)
         num_dense = output.num_dense_tokens * len(output.lengths)
-        return stats(sum(output.lengths), num_dense, 2.0 * macs * (1 + BACKWARD_FLOPS))
+        return stats(sum(output.lengths), num_dense, 2.0 * macs)
 
     def layer_of(self, name: str) -> int:
         """Blocks of both towers are counted from their ends, so that both learn alike where one is deeper."""
@@ -218,10 +220,11 @@ class PairObjective(nn.Module):
             name = name.replace(".encoder.layers.", ".blocks.").replace(
                 "embeddings.", "patch_embed."
             )
-            depth = self.model.text.depth
+            depth, temporal_depth = self.model.text.depth, 0
         else:
-            depth = self.model.video.encoder.depth
-        return layer_of_vit(name, depth) + self.num_layers - 2 - depth
+            encoder = self.model.video.encoder
+            depth, temporal_depth = encoder.depth, encoder.temporal_depth
+        return layer_of_vit(name, depth, temporal_depth) + self.num_layers - 2 - depth
 
     def no_weight_decay(self) -> set[str]:
         names = [name for name, _ in self.named_parameters()]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from onereel.tokens.cuda import fused_on_cuda
 from onereel.tokens.positions import flat_index
@@ -29,10 +31,12 @@ class TokenIndices(NamedTuple):
     Attributes:
         lengths: tokens of each clip, on the host.
         indices: int64 `(4, M)`: clip, t, h, w of each token.
+        frame_lengths: as in `Packed`.
     """
 
     lengths: tuple[int, ...]
     indices: Tensor
+    frame_lengths: tuple[int, ...] | None = None
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -51,15 +55,26 @@ def token_indices(
     """
     if keep_mask.shape[1] != grid.num_tokens:
         raise ValueError(f"keep_mask has {keep_mask.shape[1]} tokens, {grid} has {grid.num_tokens}")
-    batch = len(keep_mask)
-    lengths = tuple(keep_mask.sum(dim=1).tolist()) if num_kept is None else (num_kept,) * batch
+    counts = None
+    if num_kept is None or not keep_mask.is_cuda:
+        counts = keep_mask.unflatten(1, (grid.gt, -1)).sum(dim=2).tolist()
+    lengths = (num_kept or 0,) * len(keep_mask) if counts is None else tuple(map(sum, counts))
     if 0 in lengths:
         raise ValueError(
             f"clip {lengths.index(0)} of the batch keeps no token; a selector must keep 1 or more"
         )
     # The count is known by now, so this nonzero need not ask the device.
     indices = torch.nonzero_static(keep_mask.unflatten(1, tuple(grid)), size=sum(lengths))
-    return TokenIndices(lengths, indices.T)
+    frame_lengths = None if counts is None else tuple(itertools.chain.from_iterable(counts))
+    return TokenIndices(lengths, indices.T, frame_lengths)
+
+
+def _chosen(selection: TokenSelection, grid: TubeletGrid) -> TokenIndices:
+    tokens = token_indices(selection.keep_mask, grid, selection.num_kept)
+    if tokens.frame_lengths is None and selection.num_kept_per_frame is not None:
+        frames = (selection.num_kept_per_frame,) * (len(selection.keep_mask) * grid.gt)
+        return tokens._replace(frame_lengths=frames)
+    return tokens
 
 
 def _packed(
@@ -74,6 +89,7 @@ def _packed(
         run_lengths=None
         if run_lengths is None
         else run_lengths.unflatten(1, tuple(grid))[tuple(tokens.indices)],
+        frame_lengths=tokens.frame_lengths,
     )
 
 
@@ -82,7 +98,7 @@ def pack(values: Tensor, selection: TokenSelection, grid: TubeletGrid) -> Packed
 
     Raises ValueError where a clip keeps no token or the mask doesn't fit the grid.
     """
-    tokens = token_indices(selection.keep_mask, grid, selection.num_kept)
+    tokens = _chosen(selection, grid)
     rows = values.unflatten(1, tuple(grid))[tuple(tokens.indices)]
     return _packed(rows, tokens, selection.run_lengths, grid)
 
@@ -92,7 +108,7 @@ def pack_clips(
 ) -> Packed:
     """`pack(patchify(clips), ...)` that reads only the kept patches of `clips (B, T, C, H, W)`."""
     grid = clip_grid(clips, tubelet_size, patch_size)
-    tokens = token_indices(selection.keep_mask, grid, selection.num_kept)
+    tokens = _chosen(selection, grid)
     return pack_at(clips, tokens, tubelet_size, patch_size, selection.run_lengths)
 
 
@@ -145,6 +161,7 @@ def pack_all(values: Tensor, grid: TubeletGrid) -> Packed:
         cu_seqlens=cumulative_lengths(lengths, values.device),
         coordinates=torch.cartesian_prod(*ranges).repeat(batch, 1),
         grid=grid,
+        frame_lengths=(grid.gh * grid.gw,) * (batch * grid.gt),
     )
 
 
@@ -157,6 +174,65 @@ def take(packed: Packed, lengths: tuple[int, ...], positions: Tensor) -> Packed:
         coordinates=packed.coordinates[positions],
         grid=packed.grid,
         run_lengths=None if packed.run_lengths is None else packed.run_lengths[positions],
+    )
+
+
+class Frames(NamedTuple):
+    """The tubelets in time of a batch's clips that hold a token; F of them.
+
+    Attributes:
+        tokens: each frame's tokens as a clip of its own, of grid (1, gh, gw).
+        lengths: frames of each clip, on the host.
+        coordinates: int64 `(F, 3)` (t, 0, 0) of each frame.
+    """
+
+    tokens: Packed
+    lengths: tuple[int, ...]
+    coordinates: Tensor
+
+
+def by_frame(packed: Packed) -> Frames:
+    """The tokens of `packed`, which lie in order (t, h, w) within each clip, frame by frame; values are not copied.
+
+    A frame without tokens is absent. Where `packed.frame_lengths` is not known, this waits for the device.
+    """
+    grid = packed.grid
+    counts = packed.frame_lengths or _count_per_frame(packed)
+    held = [i for i, count in enumerate(counts) if count]
+    lengths = tuple(counts[i] for i in held)
+    per_clip = [0] * packed.batch_size
+    for i in held:
+        per_clip[i // grid.gt] += 1
+    times = to_device(torch.tensor([i % grid.gt for i in held]), packed.device)
+    places = packed.coordinates.clone()
+    places[:, 0] = 0
+    tokens = replace(
+        packed,
+        lengths=lengths,
+        cu_seqlens=cumulative_lengths(lengths, packed.device),
+        coordinates=places,
+        grid=grid._replace(gt=1),
+        frame_lengths=lengths,
+    )
+    return Frames(tokens, tuple(per_clip), F.pad(times[:, None], (0, 2)))
+
+
+def _count_per_frame(packed: Packed) -> tuple[int, ...]:
+    clip = per_token(torch.arange(packed.batch_size, device=packed.device), packed)
+    frame = clip * packed.grid.gt + packed.coordinates[:, 0]
+    counts = torch.bincount(frame, minlength=packed.batch_size * packed.grid.gt)
+    return tuple(counts.tolist())
+
+
+def concatenate(parts: Sequence[Packed]) -> Packed:
+    """The clips of all `parts`, which are of one grid, in order; run lengths are left out."""
+    lengths = tuple(itertools.chain.from_iterable(part.lengths for part in parts))
+    return Packed(
+        values=torch.cat([part.values for part in parts]),
+        lengths=lengths,
+        cu_seqlens=cumulative_lengths(lengths, parts[0].device),
+        coordinates=torch.cat([part.coordinates for part in parts]),
+        grid=parts[0].grid,
     )
 
 

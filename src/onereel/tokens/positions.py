@@ -48,12 +48,19 @@ def flat_sincos_positions(
     return halves.transpose(1, 2).flatten(1)
 
 
-def resize_positions(table: Tensor, old: TubeletGrid, new: TubeletGrid) -> Tensor:
-    """A table `(N, D)` made for grid `old`, interpolated (trilinear, corners not aligned) to grid `new`."""
+def resize_positions(
+    table: Tensor, old: TubeletGrid, new: TubeletGrid, *, align_corners: bool = False
+) -> Tensor:
+    """A table `(N, D)` made for grid `old`, trilinearly interpolated to grid `new`.
+
+    `align_corners`: first and last places stay what they are, as by scipy's zoom, with which Scenic resizes ViViT's.
+    """
     if old == new:
         return table
     volume = table.unflatten(0, tuple(old)).movedim(-1, 0)[None]
-    resized = F.interpolate(volume.float(), size=tuple(new), mode="trilinear", align_corners=False)
+    resized = F.interpolate(
+        volume.float(), size=tuple(new), mode="trilinear", align_corners=align_corners
+    )
     return resized[0].flatten(1).T.to(table.dtype)
 
 

@@ -71,7 +71,15 @@ class ScoredSelector:
         """The kept tubelets, and how many each stands for: itself and those dropped after it at its place."""
         scores = self.scores(clips, embeddings, grid, generators)
         keep_mask = self.budget.keep(scores, grid)
-        return TokenSelection(keep_mask, run_lengths(keep_mask, grid), self.num_kept(grid))
+        runs, num_kept = run_lengths(keep_mask, grid), self.num_kept(grid)
+        return TokenSelection(keep_mask, runs, num_kept, self._num_kept_per_frame(num_kept, grid))
+
+    def _num_kept_per_frame(self, num_kept: int | None, grid: TubeletGrid) -> int | None:
+        """Known where each tubelet in time is a group of its own, and all get the same."""
+        groups = len(group_sizes(grid.gt, self.budget.groups))
+        if num_kept is None or self.min_per_tubelet or groups < grid.gt or num_kept % grid.gt:
+            return None
+        return num_kept // grid.gt
 
 
 def random_tokens(keep_ratio: float = 0.5) -> ScoredSelector:

@@ -71,7 +71,9 @@ class KeepAll:
     ) -> TokenSelection:
         """All True."""
         everything = torch.ones(len(clips), grid.num_tokens, dtype=torch.bool, device=clips.device)
-        return TokenSelection(everything, num_kept=grid.num_tokens)
+        return TokenSelection(
+            everything, num_kept=grid.num_tokens, num_kept_per_frame=grid.gh * grid.gw
+        )
 
 
 @dataclass(frozen=True)
@@ -114,4 +116,6 @@ class Tube:
         scores = random_scores(grid.gh * grid.gw, len(clips), generators)
         places = keep_first(scores.argsort(dim=1, descending=True), self._num_places(grid))
         keep_mask = to_device(places.repeat(1, grid.gt), clips.device)
-        return TokenSelection(keep_mask, num_kept=self.num_kept(grid))
+        return TokenSelection(
+            keep_mask, num_kept=self.num_kept(grid), num_kept_per_frame=self._num_places(grid)
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from onereel.errors import ConfigError
 from onereel.models.dual_encoder import DualEncoder
+from onereel.models.factorised import FactorisedEncoder
 from onereel.models.pretrained.convert import Converted
 from onereel.tokens.positions import resize_positions
 from onereel.types import TubeletGrid
@@ -78,6 +79,8 @@ def convert_clip(
 
 def _check(config: Mapping[str, Any], model: DualEncoder, source: str) -> None:
     encoder = model.video.encoder
+    if isinstance(encoder, FactorisedEncoder):
+        raise ConfigError(f"{source}: CLIP's weights need model.temporal_depth 0")
     if encoder.input_norm is None or encoder.pool != "cls" or encoder.positions != "space-time":
         raise ConfigError(
             f"{source}: CLIP's weights need model.style clip, model.pool cls and model.positions space-time"

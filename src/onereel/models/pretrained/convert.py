@@ -53,6 +53,7 @@ def convert(
     inflation: Inflation,
     source: str,
     decoder_heads: int | None = None,
+    class_token: bool = True,
 ) -> Converted:
     """The weights of a file of another family, for a model with this encoder.
 
@@ -64,18 +65,35 @@ def convert(
             ViViT arXiv 2103.15691 section 3.4) or "mean" (spread over the frames).
         source: named in errors.
         decoder_heads: attention heads of the masked autoencoder's decoder that is to be converted too; None: leave it.
+        class_token: take an image model's class token; else only its position.
 
     Raises:
         ConfigError: the family is unknown, or the encoder's options cannot express these weights; the remedy is said.
     """
     layout = recognise(tensors, source)
-    _check_config(config, encoder, source, decoder_heads)
+    _check_config(config, layout, encoder, source, decoder_heads)
     conversion = _Conversion(tensors, layout, encoder, inflation, source)
+    conversion.class_token = class_token
+    if layout.style:
+        conversion.demand("style", encoder.style, layout.style)
     return conversion.run(decoder_heads is not None and bool(layout.decoder_block))
+
+
+def convert_blocks(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    encoder: VisionTransformer,
+    source: str,
+) -> Converted:
+    """Only the blocks and the last norm of a file of another family, whatever else it holds; errors as `convert`."""
+    layout = recognise(tensors, source)
+    _check_config(config, layout, encoder, source, None)
+    return _Conversion(tensors, layout, encoder, "central", source).run_blocks()
 
 
 def _check_config(
     config: Mapping[str, Any],
+    layout: Layout,
     encoder: VisionTransformer,
     source: str,
     decoder_heads: int | None,
@@ -85,9 +103,10 @@ def _check_config(
     for key, ours in heads.items():
         if ours is not None and config.get(key, ours) != ours:
             raise ConfigError(f"{source} has {key} {config[key]}, this model {ours}")
-    activation = config.get("hidden_act", "gelu")
-    if activation != "gelu":
-        raise ConfigError(f"{source} uses the activation {activation!r}; allowed: 'gelu'")
+    activation = config.get("hidden_act", layout.activations[0])
+    if activation not in layout.activations:
+        allowed = ", ".join(map(repr, layout.activations))
+        raise ConfigError(f"{source} uses the activation {activation!r}; allowed: {allowed}")
 
 
 class _Conversion:
@@ -106,6 +125,7 @@ class _Conversion:
         self.file = {without_prefix(name, layout): value.float() for name, value in tensors.items()}
         self.full_names = {without_prefix(name, layout): name for name in tensors}
         self.out = Converted(layout.family)
+        self.class_token = True
 
     def run(self, with_decoder: bool) -> Converted:
         self._check_size()
@@ -121,6 +141,12 @@ class _Conversion:
                 if name in self.file and re.match(pattern, name):
                     self._leave(name, why)
         self.out.unexpected = tuple(sorted(self.full_names[name] for name in self.file))
+        return self.out
+
+    def run_blocks(self) -> Converted:
+        for index in range(self._depth(self.layout.block)):
+            self._block(f"encoder.blocks.{index}", self.layout.block.format(index))
+        self._module("encoder.norm", self.layout.norm)
         return self.out
 
     # ---------------------------------------------------------------------------------------------- one tensor
@@ -173,7 +199,7 @@ class _Conversion:
                 "Choose model.name and model.tubelet_size to fit."
             )
 
-    def _demand(self, option: str, given: object, needed: object) -> None:
+    def demand(self, option: str, given: object, needed: object) -> None:
         if given != needed:
             raise ConfigError(
                 f"{self.source} ({self.layout.family}) needs model.{option} {needed}; it is {given}"
@@ -195,11 +221,13 @@ class _Conversion:
         table = self._take(self.layout.positions)
         token = self._take(self.layout.cls)
         if self.layout.video:
+            if table is not None and token is not None:
+                table = self._class_token_of_video(table, token)
             self._video_positions(table)
             return
         if table is None:
             raise ConfigError(f"{self.source} has no position table")
-        self._demand("positions", self.encoder.positions, "learned")
+        self.demand("positions", self.encoder.positions, "learned")
         spatial, of_token = split_class_position(table[0], token is not None)
         grid = self.encoder.grid
         side = math.isqrt(len(spatial))
@@ -214,29 +242,40 @@ class _Conversion:
         )
         if token is None:
             return
-        if self.encoder.pool == "cls":
+        if self.encoder.pool == "cls" and self.class_token:
             self._put(
                 "encoder.cls_token",
                 token.flatten() + (0 if of_token is None else of_token),
                 self.layout.cls,
                 "with its position added" * (of_token is not None),
             )
+        elif self.encoder.pool == "cls":
+            value = torch.zeros_like(token.flatten()) if of_token is None else of_token
+            self._put("encoder.cls_token", value, self.layout.positions, "its position alone")
+            self.out.left_out[self.full_names[self.layout.cls]] = "model.image_class_token is off"
         else:
             self.out.left_out[self.full_names[self.layout.cls]] = "class token (model.pool mean)"
+
+    def _class_token_of_video(self, table: Tensor, token: Tensor) -> Tensor:
+        """Put the class token with its position, the first of `table (1, 1 + N, D)`; the others."""
+        self.demand("pool", self.encoder.pool, "cls")
+        value = token.flatten() + table[0, 0]
+        self._put("encoder.cls_token", value, self.layout.cls, "with its position added")
+        return table[:, 1:]
 
     def _video_positions(self, table: Tensor | None) -> None:
         """VideoMAE's table is fixed and seldom in the file; where it was learned, it is."""
         name, grid = self.layout.positions, self.encoder.grid
         if table is None:
-            self._demand("positions", self.encoder.positions, "sincos-1d")
+            self.demand("positions", self.encoder.positions, "sincos-1d")
             return
         table = table[0]
         fixed = flat_sincos_positions(TubeletGrid(len(table), 1, 1), table.shape[1])
         if torch.allclose(table.float(), fixed, atol=1e-4):
-            self._demand("positions", self.encoder.positions, "sincos-1d")
+            self.demand("positions", self.encoder.positions, "sincos-1d")
             self.out.left_out[self.full_names[name]] = "fixed table, computed here"
             return
-        self._demand("positions", self.encoder.positions, "learned")
+        self.demand("positions", self.encoder.positions, "learned")
         side = math.isqrt(len(table) // grid.gt)
         source_grid = TubeletGrid(grid.gt, side, side)
         if source_grid.num_tokens != len(table):
@@ -245,7 +284,9 @@ class _Conversion:
                 "use data.num_frames of the weights"
             )
         change = f"interpolated from {tuple(source_grid)}" * (source_grid != grid)
-        self._put("encoder.pos_embed", resize_positions(table, source_grid, grid), name, change)
+        aligned = self.encoder.align_corners
+        resized = resize_positions(table, source_grid, grid, align_corners=aligned)
+        self._put("encoder.pos_embed", resized, name, change)
 
     def _block(self, ours: str, block: str) -> None:
         scales = [self._take(block + name) for name in self.layout.scales]
@@ -290,7 +331,7 @@ class _Conversion:
         normalises_tokens = not isinstance(self.encoder.norm, torch.nn.Identity)
         has_fc_norm = f"{self.layout.fc_norm}.weight" in self.file
         if has_fc_norm:
-            self._demand("fc_norm", not normalises_tokens, True)
+            self.demand("fc_norm", not normalises_tokens, True)
             self._module("head.norm", self.layout.fc_norm)
         elif normalises_tokens:
             self._module("encoder.norm", self.layout.norm)

@@ -26,6 +26,8 @@ class Layout:
         left_out: regular expression -> why what it matches has no place in our model.
         video: whether patches are tubelets already.
         decoder_block: what all names of a block of a masked autoencoder's decoder begin with, where it is like ours.
+        style: of our model that these weights need; empty: any.
+        activations: what the configuration may call the activation, the default first.
     """
 
     family: str
@@ -42,6 +44,8 @@ class Layout:
     left_out: Mapping[str, str]
     video: bool = False
     decoder_block: str = ""
+    style: str = ""
+    activations: tuple[str, ...] = ("gelu",)
 
 
 TIMM = Layout(
@@ -119,6 +123,15 @@ VIDEOMAE_HF = replace(
     video=True,
     decoder_block="decoder.decoder_layers.{}.",
 )
+VIVIT_HF = replace(
+    VIT_HF,
+    family="ViViT in transformers' format",
+    prefixes=("vivit.",),
+    left_out={r"pooler\.": "pooler"},
+    video=True,
+    style="vivit",
+    activations=("gelu_fast", "gelu_new", "gelu_pytorch_tanh"),
+)
 
 UNSUPPORTED = {
     r"register_tokens$|reg_token$": "register tokens",
@@ -132,7 +145,7 @@ UNSUPPORTED = {
 
 LOOKED_FOR = (
     "a run folder, checkpoint or save_pretrained folder of onereel; VideoMAE's own .pth, or VideoMAE in transformers' "
-    "format; an image ViT in timm's format; ViT or DINOv2 in transformers' format"
+    "format; an image ViT in timm's format; ViT, ViViT or DINOv2 in transformers' format"
 )
 
 
@@ -155,8 +168,11 @@ def recognise(tensors: Mapping[str, Tensor], source: str) -> Layout:
         if patch.ndim == 4:
             is_dino = layouts[1] is VIT_HF and _any(tensors, r"\.mlp\.fc1\.")
             return DINOV2_HF if is_dino else layouts[1]
-        if patch.ndim == 5 and not _any(tensors, r"cls_token$"):
+        has_class_token = _any(tensors, r"cls_token$")
+        if patch.ndim == 5 and not has_class_token:
             return layouts[0]
+        if patch.ndim == 5 and layouts[0] is VIDEOMAE_HF:
+            return VIVIT_HF
     some = ", ".join(sorted(tensors)[:4])
     raise ConfigError(f"{source}: unknown format, with names as {some}. Looked for: {LOOKED_FOR}.")
 

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from onereel.errors import ConfigError
 from onereel.models.pretrained.convert import Converted
 
-MAY_BE_NEW = r"encoder\.length_embed$|encoder\.norm\.|head\.norm\.|head\.fc\.|decoder\."
-"""What may start fresh: zeros, norms, the classifier, and a decoder. Anything else that is missing is an error."""
+MAY_BE_NEW = (
+    r"encoder\.length_embed$|encoder\.norm\.|head\.norm\.|head\.fc\.|decoder\."
+    r"|encoder\.spatial\.(norm\.|cls_token$)|encoder\.adapter\."
+    r"|encoder\.temporal\.(blocks\.|norm\.|pos_embed$|cls_token$)"
+)
+"""What may start fresh: zeros, norms, the classifier, a decoder, and what follows the frames of a factorised encoder.
+Anything else that is missing is an error."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ def load_converted(
     *,
     source: str,
     whole: bool = False,
+    keep_head: bool = False,
     may_be_new: str = MAY_BE_NEW,
 ) -> LoadReport:
     """Put weights into a model, all or none.
@@ -62,12 +68,13 @@ def load_converted(
     Args:
         may_be_new: regular expression of how the names of a part begin that may start fresh, whole.
         whole: take the classifier too, and let nothing start fresh. Else the model's own classifier stays as it is.
+        keep_head: take the classifier too.
 
     Raises:
         ConfigError: a tensor is unexpected, missing, or of another shape; the model is unchanged then.
     """
     found, left_out = dict(converted.tensors), dict(converted.left_out)
-    if not whole:
+    if not (whole or keep_head):
         for name in [name for name in found if name.startswith("head.fc.")]:
             left_out[converted.origins[name]] = f"classifier of {len(found.pop(name))} classes"
     wanted = model.state_dict()

@@ -14,6 +14,7 @@ from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
 from onereel.models.blocks import MLP_RATIO, NORM_EPS
+from onereel.models.factorised import FactorisedEncoder
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained.layouts import VIDEOMAE_HF
 from onereel.models.registry import SIZES, Size
@@ -163,6 +164,11 @@ def _separate(prefix: str, kind: str, fused: Tensor) -> dict[str, Tensor]:
 
 def _check(model: VideoModel | MaskedAutoencoder, config: RunConfig) -> None:
     settings, encoder = config.model, model.encoder
+    if isinstance(encoder, FactorisedEncoder):
+        raise ConfigError(
+            "VideoMAE's layout has one transformer for space and time, and this model one for each "
+            "(model.temporal_depth)"
+        )
     wrong = {
         "model.positions sincos-1d": encoder.positions != "sincos-1d",
         "model.fc_norm true": isinstance(model, VideoModel) and not settings.fc_norm,
