@@ -173,7 +173,7 @@ def _train_in(
     _warn_of_left_out(annotations, *([validation.dataset.annotations] if validation else []))
     model = build.build_trainee(config, len(class_names), tokenizer)
     if config.model.pretrained and not goes_on:
-        load_encoder(model, config)
+        load_encoder(model, config, class_names)
     objective = build.build_objective(config, model).to(world.device)
     if config.train.compile:
         compile_blocks(model, dynamic=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,38 @@ from onereel import build
 from onereel.archives import read_archive
 from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
+from onereel.fitting import (
+    OURS,
+    Trainee,
+    encoder_of,
+    load_weights,
+    to_start_from,
+    warn_of_other_pixels,
+)
 from onereel.models.dual_encoder import DualEncoder
+from onereel.models.factorised import FactorisedEncoder
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained import (
     Converted,
     LoadReport,
     Weights,
-    convert,
+    convert_blocks,
     load_converted,
     locate,
     read_weights,
+    videomae,
+    vivit,
 )
 from onereel.models.pretrained.clip import MAY_BE_NEW as CLIP_MAY_BE_NEW
-from onereel.models.pretrained.clip import convert_clip, is_clip
 from onereel.models.pretrained.folder import holds_saved_model, read_folder
+from onereel.models.pretrained.halves import start_temporal
 from onereel.models.pretrained.report import MAY_BE_NEW
-from onereel.models.pretrained.videomae import run_config_of
 from onereel.models.text import TOKENIZER, Tokenizer
 from onereel.models.video_model import VideoModel
-from onereel.tokens.positions import resize_positions
 from onereel.training import holds_run, is_checkpoint, is_main, latest_valid
-from onereel.types import TubeletGrid
 
 logger = logging.getLogger(__name__)
 
-OURS = "onereel"
 MAY_BE_NEW_IN_PAIRS = rf"{CLIP_MAY_BE_NEW}|text\."
 """Weights of a video model have no text tower."""
 
@@ -82,7 +90,8 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
 
     Args:
         source: a run folder, a checkpoint file, a folder of `save_pretrained`, one of transformers'
-            `VideoMAEForVideoClassification`, or the name OWNER/MODEL of one of the last two on the Hugging Face Hub.
+            `VideoMAEForVideoClassification` or `VivitForVideoClassification`, or the name OWNER/MODEL of one of the
+            last two on the Hugging Face Hub.
         config: use the weights under this configuration (other tokens, say) in place of their own.
 
     Raises:
@@ -108,7 +117,7 @@ def load_trained(
     """Whatever was trained there, in evaluation mode; arguments and errors as `load`."""
     found = _find(source)
     if isinstance(found, Weights):
-        return _load_videomae(found, config)
+        return _load_foreign(found, config)
     tensors, own_config, class_names, facts = found
     config = config or own_config
     if build.learns_pairs(config):
@@ -166,7 +175,7 @@ def load_dual_encoder(source: str | Path, config: RunConfig | None = None) -> Tr
     if tokenizer is None:
         raise ConfigError(f"{source} has lost its {TOKENIZER}; copy it from the folder of the run")
     model = build.build_dual_encoder(config, tokenizer)
-    load_converted(model, _to_start_from(tensors, model), source=str(source), whole=True)
+    load_converted(model, to_start_from(tensors, model), source=str(source), whole=True)
     return TrainedDualEncoder(model.eval(), config, facts)
 
 
@@ -227,57 +236,10 @@ def _facts_of_run(run: Path) -> dict[str, Any]:
     }
 
 
-def _to_start_from(
-    tensors: Mapping[str, torch.Tensor], model: VideoModel | MaskedAutoencoder | DualEncoder
-) -> Converted:
-    """Weights of ours for a model that may pool before its norm, that may lack a decoder, a classifier or a text tower,
-    or that may see other lengths of clip and sizes of picture."""
-    found = Converted(OURS)
-    wanted = model.state_dict()
-    moves = "head.norm.weight" in wanted and "head.norm.weight" not in tensors
-    from_pairs = any(name.startswith("video.") for name in tensors)
-    parts = {name for name, _ in model.named_children()}
-    for name, value in tensors.items():
-        ours = name
-        if from_pairs and "video" not in parts:
-            ours = name.removeprefix("video.")
-        elif "video" in parts and not from_pairs:
-            ours = f"video.{name}"
-        if moves and ours.startswith("encoder.norm."):
-            ours = ours.replace("encoder.norm.", "head.norm.")
-            found.changes[ours] = "was the norm of the tokens"
-        if from_pairs and ours == "head.fc.weight":
-            found.left_out[name] = "into the space of captions"
-        elif "video" in parts and not from_pairs and ".encoder." not in ours:
-            found.left_out[name] = "of classes or pixels"
-        elif ours.split(".")[0] in parts:
-            found.tensors[ours], found.origins[ours] = value, name
-        else:
-            found.left_out[name] = f"this model has no {ours.split('.')[0]}"
-    _resize_tables(found, wanted)
-    return found
-
-
-def _resize_tables(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None:
-    """Fit tables of places and of times to another size of picture and length of clip."""
-    for name in [name for name in wanted if name.endswith("encoder.temporal_embed")]:
-        for ours in (name, name.replace("temporal_embed", "pos_embed")):
-            if ours not in found.tensors or found.tensors[ours].shape == wanted[ours].shape:
-                continue
-            old, new = (_table_grid(ours, len(t)) for t in (found.tensors[ours], wanted[ours]))
-            found.tensors[ours] = resize_positions(found.tensors[ours], old, new)
-            found.changes[ours] = f"interpolated from {old.num_tokens} to {new.num_tokens}"
-
-
-def _table_grid(name: str, length: int) -> TubeletGrid:
-    if name.endswith("temporal_embed"):
-        return TubeletGrid(length, 1, 1)
-    side = round(length**0.5)
-    return TubeletGrid(1, side, side)
-
-
-def _load_videomae(weights: Weights, config: RunConfig | None) -> TrainedModel:
-    own_config, class_names = run_config_of(weights.config, weights.source)
+def _load_foreign(weights: Weights, config: RunConfig | None) -> TrainedModel:
+    """A classifier of transformers: VideoMAE, or ViViT."""
+    configured = vivit.run_config_of if vivit.is_vivit(weights.config) else videomae.run_config_of
+    own_config, class_names = configured(weights.config, weights.source)
     config = config or own_config
     classifier = weights.tensors.get("classifier.bias")
     if classifier is None:
@@ -288,84 +250,83 @@ def _load_videomae(weights: Weights, config: RunConfig | None) -> TrainedModel:
     return TrainedModel(model.eval(), config, class_names)
 
 
-def load_weights(
-    model: VideoModel | MaskedAutoencoder | DualEncoder,
-    weights: Weights,
-    config: RunConfig,
-    *,
-    whole: bool = False,
-) -> LoadReport:
-    """Put another family's weights into the model."""
-    source = weights.source
-    if isinstance(model, DualEncoder):
-        if not is_clip(weights.tensors):
-            raise ConfigError(
-                f"{source} holds no text tower; a video-language run starts from CLIP's weights or a run of onereel"
-            )
-        converted = convert_clip(weights.tensors, weights.config, model, source)
-        report = load_converted(model, converted, source=source, may_be_new=CLIP_MAY_BE_NEW)
-    else:
-        converted = convert(
-            weights.tensors,
-            weights.config,
-            model.encoder,
-            inflation=config.model.inflation,
-            source=source,
-            decoder_heads=model.decoder.num_heads if isinstance(model, MaskedAutoencoder) else None,
-        )
-        report = load_converted(model, converted, source=source, whole=whole)
-    if weights.pixel_stats is not None:
-        _warn_of_other_pixels(source, weights.pixel_stats, config)
-    return report
-
-
-def _warn_of_other_pixels(
-    source: str, stats: tuple[tuple[float, ...], tuple[float, ...]], config: RunConfig
-) -> None:
-    given = (config.augment.mean, config.augment.std)
-    if stats != given:
-        logger.warning(
-            "%s was trained on pixels of mean %s and standard deviation %s; augment.mean and augment.std are %s, %s",
-            *(source, *stats, *given),
-        )
-
-
 def _start_from_ours(
-    model: VideoModel | MaskedAutoencoder | DualEncoder,
+    model: Trainee,
     config: RunConfig,
-    tensors: Mapping[str, torch.Tensor],
-    trained_with: RunConfig,
+    found: Saved,
+    class_names: Sequence[str],
+    start: Callable[[Converted], None],
 ) -> LoadReport:
+    tensors, trained_with, their_classes, _ = found
     source, positions = config.model.pretrained, trained_with.model.positions
     if positions != config.model.positions:  # fixed tables are no part of the weights
         raise ConfigError(
             f"{source} was trained with model.positions {positions}, and this run has {config.model.positions}: "
             f"set --model.positions {positions}"
         )
+    if config.model.keep_head and tuple(class_names) != their_classes:
+        raise ConfigError(
+            f"model.keep_head is on, but the {len(their_classes)} classes of {source} are not this run's "
+            f"{len(class_names)}; set it to False"
+        )
     pixels = trained_with.augment
-    _warn_of_other_pixels(source, (pixels.mean, pixels.std), config)
+    warn_of_other_pixels(source, (pixels.mean, pixels.std), config)
     may_be_new = MAY_BE_NEW_IN_PAIRS if isinstance(model, DualEncoder) else MAY_BE_NEW
-    converted = _to_start_from(tensors, model)
-    return load_converted(model, converted, source=source, may_be_new=may_be_new)
+    is_joint = positions == "learned" and not trained_with.model.temporal_depth
+    num_times = build.frames_read(trained_with) // trained_with.model.tubelet_size
+    converted = to_start_from(tensors, model, num_times if is_joint else 1)
+    start(converted)
+    return load_converted(
+        model,
+        converted,
+        source=source,
+        keep_head=config.model.keep_head,
+        may_be_new=may_be_new,
+    )
 
 
-def load_encoder(
-    model: VideoModel | MaskedAutoencoder | DualEncoder, config: RunConfig
-) -> LoadReport:
+def _start_temporal(model: Trainee, config: RunConfig) -> Callable[[Converted], None]:
+    """What gives a factorised encoder's temporal half the start that `model.temporal_init` asks for."""
+    encoder, name = encoder_of(model), config.model.temporal_init
+    if not isinstance(encoder, FactorisedEncoder) or not name:
+        return lambda found: None
+    source = None
+    if name != "random":
+        there = _find(name)
+        if isinstance(there, Weights):
+            source = convert_blocks(there.tensors, there.config, encoder.temporal, name)
+        else:
+            ours = {key.removeprefix("video."): value for key, value in there[0].items()}
+            source = Converted(OURS, ours, {key: key for key in ours})
+    return partial(
+        start_temporal, source=source, encoder=encoder, choice=config.model.temporal_blocks
+    )
+
+
+def load_encoder(model: Trainee, config: RunConfig, class_names: Sequence[str] = ()) -> LoadReport:
     """Start from the weights that `config.model.pretrained` names, and print what became of each tensor.
 
-    The classifier stays fresh; so does a decoder that the weights lack. Other pixels than they were trained on are a
+    The classifier stays fresh, unless `model.keep_head`; so does a decoder that the weights lack, and a factorised
+    encoder's temporal half, unless it or `model.temporal_init` has one. Other pixels than they were trained on are a
     warning.
+
+    Args:
+        class_names: of this run.
 
     Raises:
         OnereelError: there are none, or a tensor does not fit; the model is unchanged then.
     """
     source = config.model.pretrained
+    start = _start_temporal(model, config)
     found = _find(source)
-    if isinstance(found, Weights):
-        report = load_weights(model, found, config)
+    if not isinstance(found, Weights):
+        report = _start_from_ours(model, config, found, class_names, start)
+    elif config.model.keep_head:
+        raise ConfigError(
+            f"model.keep_head is on, but {source} is no run of onereel, whose classes are known; set it to False"
+        )
     else:
-        report = _start_from_ours(model, config, *found[:2])
+        report = load_weights(model, found, config, start=start)
     if is_main():
         print(report, flush=True)
     return report

@@ -152,7 +152,7 @@ def test_one_draw_of_drop_path_per_clip_for_all_its_frames() -> None:
     features = model.frame_features(same, generators(1, 2)).values.unflatten(0, (2, 4))
     assert torch.allclose(features[0], features[0, :1].expand(4, -1), atol=1e-6)
     draws = [model.frame_features(same, generators(s, s)).values for s in range(8)]
-    assert len({round(float(d.sum()), 3) for d in draws}) > 1
+    assert not all(torch.allclose(draw, draws[0], atol=1e-4) for draw in draws)
 
 
 def test_pools_must_agree_and_fusion_needs_its_layers() -> None:

@@ -44,7 +44,10 @@ class ToyTowers(nn.Module):
         for parameter in self.parameters():
             with torch.no_grad():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        self.video = SimpleNamespace(encoder=SimpleNamespace(depth=1), macs=lambda lengths: 0)
+        self.video = SimpleNamespace(
+            encoder=SimpleNamespace(depth=1, temporal_depth=0),
+            step_macs=lambda lengths, backward, from_frames: 0,
+        )
         self.text = SimpleNamespace(depth=1, macs=lambda batch, length: 0)
 
     def encode_video(self, clips, scoring_clips=None, generators=None):

@@ -51,8 +51,8 @@ class ModelConfig:
     attention: Literal["auto", "sdpa", "varlen", "reference"] = "auto"
     """Attention back-end; auto: the fastest that is exact here."""
     pretrained: str = ""
-    """Weights to start from: a run, checkpoint or saved folder of onereel; weights of VideoMAE, ViViT, a ViT, DINOv2 or CLIP
-    (a folder, a .safetensors, .pth or .bin file); or the name OWNER/MODEL of such on the Hugging Face Hub."""
+    """Weights to start from: a run, checkpoint or saved folder of onereel; weights of VideoMAE, ViViT, a ViT, DINOv2 or
+    CLIP (a folder, a .safetensors, .pth or .bin file); or the name OWNER/MODEL of such on the Hugging Face Hub."""
     inflation: Literal["central", "mean"] = "central"
     """How an image model's patch embedding becomes one of tubelets: all in the middle frame, or spread evenly."""
     image_class_token: bool = True

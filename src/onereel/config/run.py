@@ -37,12 +37,26 @@ class RunConfig:
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2 ** 63")
         tokens = self.tokens
         self._check_factorised()
+        self._check_start()
         masked_tubes = self.objective.kind == "masked" and self.objective.mask == "tube"
         keeps_a_picture = tokens.kind == "run-length" and tokens.budget in ("auto", "threshold")
         if masked_tubes and tokens.kind != "all" and not keeps_a_picture:
             raise ConfigError(
                 f"objective.mask is 'tube', but {tokens.kind} tokens need not be left at the places that a tube shows; "
                 "use objective.mask random, or tokens.kind all, or run-length by its threshold"
+            )
+
+    def _check_start(self) -> None:
+        model = self.model
+        for name in ("temporal_init", "keep_head"):
+            if getattr(model, name) and not model.pretrained:
+                raise ConfigError(
+                    f"model.{name} is set, but there are no weights: give --model.pretrained"
+                )
+        if model.temporal_init and self.objective.kind != "classification":
+            raise ConfigError(
+                f"model.temporal_init is for classification, and objective.kind is {self.objective.kind!r}: "
+                'set it to "" and start from a factorised run'
             )
 
     def _check_factorised(self) -> None:

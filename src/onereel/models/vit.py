@@ -103,16 +103,7 @@ class VisionTransformer(nn.Module):
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
         self.qk_norm, self.attention, self.align_corners = qk_norm, attention, align_corners
         self.patch_values = COLORS * tubelet_size * patch_size**2
-        self.patch_embed = (
-            nn.Linear(self.patch_values, embed_dim, bias=STYLES[style].patch_bias)
-            if patch_embedding
-            else nn.Identity()
-        )
-        self.patch_norms = (
-            nn.ModuleList(nn.LayerNorm(n, eps=NORM_EPS) for n in (self.patch_values, embed_dim))
-            if patch_norm
-            else None
-        )
+        self._add_patch_embedding(patch_embedding, patch_norm, STYLES[style].patch_bias)
         self.positions, self.style = positions, style
         self._add_position_tables()
         self.cls_token = nn.Parameter(torch.empty(embed_dim)) if pool == "cls" else None
@@ -126,6 +117,13 @@ class VisionTransformer(nn.Module):
         self.input_norm = nn.LayerNorm(embed_dim, eps=eps) if STYLES[style].input_norm else None
         self.norm = nn.LayerNorm(embed_dim, eps=eps) if final_norm else nn.Identity()
         self.reset_parameters()
+
+    def _add_patch_embedding(self, wanted: bool, norms: bool, bias: bool) -> None:
+        sizes = (self.patch_values, self.embed_dim)
+        self.patch_embed = nn.Linear(*sizes, bias=bias) if wanted else nn.Identity()
+        self.patch_norms = (
+            nn.ModuleList(nn.LayerNorm(n, eps=NORM_EPS) for n in sizes) if norms else None
+        )
 
     def _add_position_tables(self) -> None:
         grid, width = self.grid, self.embed_dim

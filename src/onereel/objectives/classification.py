@@ -21,7 +21,7 @@ class ClassificationObjective(nn.Module):
 
     Args:
         model: `model(clips, scoring_clips=, generators=)` gives `logits` `(B, num_classes)`, `lengths`,
-            `num_dense_tokens`; `model.macs(lengths)` its multiply-adds.
+            `num_dense_tokens`; `model.step_macs` the multiply-adds of a step.
         label_smoothing: share of the target spread evenly over all classes.
         seed: of the run; selectors, drop path and dropout draw from (seed, epoch, index, view).
     """

@@ -4,7 +4,7 @@ Names in a file decide its family (`layouts`), a conversion brings its tensors u
 `load_converted` puts them into a model, all or none, with an account of each (`LoadReport`).
 """
 
-from onereel.models.pretrained.convert import Converted, Inflation, convert
+from onereel.models.pretrained.convert import Converted, Inflation, convert, convert_blocks
 from onereel.models.pretrained.reading import Weights, locate, read_weights
 from onereel.models.pretrained.report import LoadReport, load_converted
 
@@ -14,6 +14,7 @@ __all__ = [
     "LoadReport",
     "Weights",
     "convert",
+    "convert_blocks",
     "load_converted",
     "locate",
     "read_weights",

@@ -6,8 +6,6 @@ import math
 import re
 from typing import Literal
 
-from torch import Tensor
-
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.pretrained.convert import Converted
 from onereel.tokens.positions import resize_positions
@@ -107,10 +105,10 @@ def _blocks_for_temporal(source: Converted, wanted: int, choice: Choice) -> dict
 
 
 def _rename(found: Converted, old: str, new: str) -> None:
-    tensors: tuple[dict[str, Tensor] | dict[str, str], ...]
-    for tensors in (found.tensors, found.origins, found.changes):
-        if old in tensors:
-            tensors[new] = tensors.pop(old)  # type: ignore[assignment]
+    found.tensors[new] = found.tensors.pop(old)
+    found.origins[new] = found.origins.pop(old)
+    if old in found.changes:
+        found.changes[new] = found.changes.pop(old)
 
 
 def _fit(found: Converted, name: str, old: TubeletGrid, new: TubeletGrid) -> None:

@@ -55,6 +55,25 @@ def run_config_of(config: Mapping[str, Any], source: str) -> tuple[RunConfig, tu
             "onereel, or a VideoMAEForVideoClassification with mean pooling. To train from its weights: "
             f"--model.pretrained {source}"
         )
+    values = {
+        "data": {
+            "num_frames": config["num_frames"],
+            "size": config["image_size"],
+            "sampling": "dense",
+        },
+        "model": {
+            "name": model_name_of(config, source, config["patch_size"]),
+            "tubelet_size": config["tubelet_size"],
+            "positions": "sincos-1d",
+            "fc_norm": True,
+        },
+    }
+    names_of = config.get("id2label", {})
+    return from_dict(RunConfig, values), tuple(names_of[i] for i in sorted(names_of, key=int))
+
+
+def model_name_of(config: Mapping[str, Any], source: str, patch_size: int) -> str:
+    """Our name for the size of a transformer in a `config.json` of transformers; raises ConfigError without one."""
     size = Size(
         *(config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     )
@@ -64,21 +83,7 @@ def run_config_of(config: Mapping[str, Any], source: str) -> tuple[RunConfig, tu
             f"{source}: no model of width {size.embed_dim}, depth {size.depth}, {size.num_heads} heads and MLP "
             f"{config['intermediate_size']}; there are {', '.join(SIZES)} (MLP {MLP_RATIO} x width)"
         )
-    values = {
-        "data": {
-            "num_frames": config["num_frames"],
-            "size": config["image_size"],
-            "sampling": "dense",
-        },
-        "model": {
-            "name": f"vit_{names[0]}_patch{config['patch_size']}_{config['image_size']}",
-            "tubelet_size": config["tubelet_size"],
-            "positions": "sincos-1d",
-            "fc_norm": True,
-        },
-    }
-    names_of = config.get("id2label", {})
-    return from_dict(RunConfig, values), tuple(names_of[i] for i in sorted(names_of, key=int))
+    return f"vit_{names[0]}_patch{patch_size}_{config['image_size']}"
 
 
 def write_videomae(

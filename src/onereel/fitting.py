@@ -1,0 +1,133 @@
+"""Weights under our names, fitted to the model that is to start from them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+
+from onereel.config import RunConfig
+from onereel.errors import ConfigError
+from onereel.models.dual_encoder import DualEncoder
+from onereel.models.factorised import Encoder, FactorisedEncoder
+from onereel.models.masked_autoencoder import MaskedAutoencoder
+from onereel.models.pretrained import Converted, LoadReport, Weights, convert, load_converted
+from onereel.models.pretrained.clip import MAY_BE_NEW as CLIP_MAY_BE_NEW
+from onereel.models.pretrained.clip import convert_clip, is_clip
+from onereel.models.pretrained.halves import into_halves
+from onereel.models.video_model import VideoModel
+from onereel.tokens.positions import resize_positions
+from onereel.types import TubeletGrid
+
+logger = logging.getLogger(__name__)
+
+OURS = "onereel"
+Trainee = VideoModel | MaskedAutoencoder | DualEncoder
+
+
+def encoder_of(model: Trainee) -> Encoder:
+    """The video encoder of any model that a run trains."""
+    return model.video.encoder if isinstance(model, DualEncoder) else model.encoder
+
+
+def to_start_from(
+    tensors: Mapping[str, torch.Tensor], model: Trainee, num_times: int = 1
+) -> Converted:
+    """Weights of ours for a model that may pool before its norm, that may lack a decoder, a classifier or a text tower,
+    that may see other lengths of clip and sizes of picture, or that may see space and time one after the other.
+
+    `num_times`: times in the table of positions, where it is one of space and time.
+    """
+    found = Converted(OURS)
+    wanted = model.state_dict()
+    moves = "head.norm.weight" in wanted and "head.norm.weight" not in tensors
+    from_pairs = any(name.startswith("video.") for name in tensors)
+    parts = {name for name, _ in model.named_children()}
+    for name, value in tensors.items():
+        ours = name
+        if from_pairs and "video" not in parts:
+            ours = name.removeprefix("video.")
+        elif "video" in parts and not from_pairs:
+            ours = f"video.{name}"
+        if moves and ours.startswith("encoder.norm."):
+            ours = ours.replace("encoder.norm.", "head.norm.")
+            found.changes[ours] = "was the norm of the tokens"
+        if from_pairs and ours == "head.fc.weight":
+            found.left_out[name] = "into the space of captions"
+        elif "video" in parts and not from_pairs and ".encoder." not in ours:
+            found.left_out[name] = "of classes or pixels"
+        elif ours.split(".")[0] in parts:
+            found.tensors[ours], found.origins[ours] = value, name
+        else:
+            found.left_out[name] = f"this model has no {ours.split('.')[0]}"
+    _resize_tables(found, wanted)
+    if not isinstance(model, DualEncoder) and isinstance(model.encoder, FactorisedEncoder):
+        into_halves(found, model.encoder, num_times)
+    return found
+
+
+def _resize_tables(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Fit tables of places and of times to another size of picture and length of clip."""
+    for name in [name for name in wanted if name.endswith("encoder.temporal_embed")]:
+        for ours in (name, name.replace("temporal_embed", "pos_embed")):
+            if ours not in found.tensors or found.tensors[ours].shape == wanted[ours].shape:
+                continue
+            old, new = (_table_grid(ours, len(t)) for t in (found.tensors[ours], wanted[ours]))
+            found.tensors[ours] = resize_positions(found.tensors[ours], old, new)
+            found.changes[ours] = f"interpolated from {old.num_tokens} to {new.num_tokens}"
+
+
+def _table_grid(name: str, length: int) -> TubeletGrid:
+    if name.endswith("temporal_embed"):
+        return TubeletGrid(length, 1, 1)
+    side = round(length**0.5)
+    return TubeletGrid(1, side, side)
+
+
+def load_weights(
+    model: Trainee,
+    weights: Weights,
+    config: RunConfig,
+    *,
+    whole: bool = False,
+    start: Callable[[Converted], None] = lambda found: None,
+) -> LoadReport:
+    """Put another family's weights into the model, as `start` changes them."""
+    source = weights.source
+    if isinstance(model, DualEncoder):
+        if not is_clip(weights.tensors):
+            raise ConfigError(
+                f"{source} holds no text tower; a video-language run starts from CLIP's weights or a run of onereel"
+            )
+        converted = convert_clip(weights.tensors, weights.config, model, source)
+        report = load_converted(model, converted, source=source, may_be_new=CLIP_MAY_BE_NEW)
+    else:
+        encoder = model.encoder
+        converted = convert(
+            weights.tensors,
+            weights.config,
+            encoder.spatial if isinstance(encoder, FactorisedEncoder) else encoder,
+            inflation=config.model.inflation,
+            source=source,
+            decoder_heads=model.decoder.num_heads if isinstance(model, MaskedAutoencoder) else None,
+            class_token=config.model.image_class_token,
+        )
+        if isinstance(encoder, FactorisedEncoder):
+            into_halves(converted, encoder)
+        start(converted)
+        report = load_converted(model, converted, source=source, whole=whole)
+    if weights.pixel_stats is not None:
+        warn_of_other_pixels(source, weights.pixel_stats, config)
+    return report
+
+
+def warn_of_other_pixels(
+    source: str, stats: tuple[tuple[float, ...], tuple[float, ...]], config: RunConfig
+) -> None:
+    given = (config.augment.mean, config.augment.std)
+    if stats != given:
+        logger.warning(
+            "%s was trained on pixels of mean %s and standard deviation %s; augment.mean and augment.std are %s, %s",
+            *(source, *stats, *given),
+        )
