@@ -10,6 +10,7 @@ import pytest
 from onereel.config import (
     AugmentConfig,
     DataConfig,
+    ObjectiveConfig,
     RunConfig,
     TokensConfig,
     TrainConfig,
@@ -76,12 +77,51 @@ def test_every_field_is_documented_or_obvious() -> None:
         (TokensConfig, {"keep_ratio": 1.1}),
         (TokensConfig, {"token_budget": -1}),
         (TrainConfig, {"epochs": 0}),
+        (DataConfig, {"num_frames_choices": (8, 0)}),
+        (DataConfig, {"size_choices": (224, 225)}),
+        (DataConfig, {"token_window": (4096, 2048)}),
+        (DataConfig, {"token_window": (2048, 4096)}),
+        (ObjectiveConfig, {"budgets": (1024, 2048)}),
+        (ObjectiveConfig, {"budgets": (1024, 1024)}),
+        (ObjectiveConfig, {"budgets": (1024, 0)}),
+        (ObjectiveConfig, {"budgets_per_step": 1}),
+        (ObjectiveConfig, {"alignment": -0.1}),
     ],
 )
 def test_values_out_of_range_name_the_field(section: type, values: dict[str, object]) -> None:
     (name,) = values
     with pytest.raises(ConfigError, match=name):
         section(**values)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"objective": {"budgets": (8, 4)}, "tokens": {"where": "loader"}},
+            "tokens.where is loader.*set tokens.where to device",
+        ),
+        (
+            {"objective": {"budgets": (8, 4)}, "tokens": {"frame_selection": 1.5}},
+            "tokens.frame_selection is 1.5.*set tokens.frame_selection to 0",
+        ),
+        (
+            {"data": {"size_choices": (32, 48)}, "tokens": {"frame_selection": 1.5}},
+            "frame_selection is 1.5.*use one of the two",
+        ),
+        (
+            {"data": {"num_frames_choices": (8, 24)}, "tokens": {"length_embedding": True}},
+            "data.num_frames = 16.*go up to 24; raise data.num_frames",
+        ),
+        (
+            {"objective": {"kind": "contrastive", "budgets": (8, 4), "budgets_per_step": 2}},
+            "budgets_per_step is 2; allowed: 0 to 1",
+        ),
+    ],
+)
+def test_contradictions_of_flux_say_what_to_do(sections: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict(RunConfig, sections)
 
 
 def test_config_is_frozen() -> None:

@@ -215,9 +215,13 @@ def _find(source: str | Path) -> Saved | Weights:
 
 
 def _averaged(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's tensors in a checkpoint, averaged where the run averaged them."""
+    """The model's tensors in a checkpoint, averaged where the run averaged them; without those of the loss."""
     tensors = {**state["model"], **(state["ema"] or {})}
-    return {name.removeprefix("model."): value for name, value in tensors.items()}
+    return {
+        name.removeprefix("model."): value
+        for name, value in tensors.items()
+        if name.startswith("model.")
+    }
 
 
 def _facts_of_run(run: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from onereel.errors import DecodeError, OnereelError
 from onereel.evaluation.inference import autocast, evaluating, view_probabilities
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
-from onereel.objectives import ClassificationObjective, MaskedObjective, PairObjective
+from onereel.objectives import AnyObjective, MaskedObjective
 from onereel.report.examples import Reconstructed, write_examples, write_reconstructions
 from onereel.report.run_report import write_report
 from onereel.tokens.packing import kept_tokens
@@ -30,7 +30,7 @@ EXAMPLES_SEARCHED = 64
 def try_report(
     run: Path,
     config: RunConfig,
-    objective: ClassificationObjective | MaskedObjective | PairObjective,
+    objective: AnyObjective,
     dataset: ClipDataset,
 ) -> None:
     """Write the report of a run that is done and saved: that it cannot be written is no reason to fail."""
@@ -44,7 +44,7 @@ def try_report(
 def _write_pictures(
     run: Path,
     config: RunConfig,
-    objective: ClassificationObjective | MaskedObjective | PairObjective,
+    objective: AnyObjective,
     dataset: ClipDataset,
 ) -> None:
     samples = _example_samples(dataset)

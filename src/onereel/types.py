@@ -80,6 +80,13 @@ class ClipSpec:
     size: tuple[int, int]
 
 
+class ClipShape(NamedTuple):
+    """Frames of a clip, and pixels of its height and width."""
+
+    num_frames: int
+    size: int
+
+
 class SampleKey(NamedTuple):
     """Which sample of which epoch, and which of its views (repeated augmentation, multi-view test)."""
 
@@ -103,6 +110,7 @@ class Batch:
         num_failed: samples of this batch that could not be read; they are absent from the tensors.
         num_clips: clips that count. 0 with one blank clip in `clips` when every sample of the batch failed, so
             that a rank without data still takes part in the step.
+        number: of the micro-batch in its epoch, the same on all ranks; what a whole micro-batch shares is drawn by it.
     """
 
     clips: Tensor | Packed
@@ -113,6 +121,7 @@ class Batch:
     scoring_clips: Tensor | None = None
     num_failed: int = 0
     num_clips: int = field(kw_only=True)
+    number: int = 0
 
 
 class TubeletGrid(NamedTuple):

@@ -14,7 +14,7 @@ from onereel.evaluation.masked import evaluate_masked
 from onereel.evaluation.pairs import PairResult, evaluate_pairs
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
-from onereel.objectives import ClassificationObjective, MaskedObjective, PairObjective
+from onereel.objectives import AnyObjective, MaskedObjective
 from onereel.training import World, run_on_main
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ class Validation:
         )
 
     def __call__(
-        self, objective: ClassificationObjective | MaskedObjective | PairObjective
+        self,
+        objective: AnyObjective,
     ) -> dict[str, float]:
         """The numbers for the log. A test that fails is said, and costs no training: `onereel eval` repeats it."""
         try:

@@ -42,9 +42,9 @@ class FakeModel(nn.Module):
         assert not torch.is_grad_enabled()
         lengths = tuple(int(n) for n in clips[:, 0, 0, -1, -1].tolist())
         logits = clips[:, 0, 0, 0, : self.num_classes]
-        return SimpleNamespace(logits=logits, lengths=lengths, num_dense_tokens=8)
+        return SimpleNamespace(logits=logits, lengths=lengths, num_dense_tokens=8, grid=None)
 
-    def macs(self, lengths: tuple[int, ...]) -> int:
+    def macs(self, lengths: tuple[int, ...], grid: None) -> int:
         return sum(100 * n for n in lengths)
 
 

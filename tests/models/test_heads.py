@@ -36,7 +36,7 @@ def test_cls_takes_the_first_token() -> None:
 def test_logits_are_linear_in_the_pooled_feature(pool: Any) -> None:
     head, packed = ClassificationHead(6, 4, pool), features()
     assert torch.equal(head(packed), head.fc(pool_tokens(packed, pool)))
-    assert head.macs(3) == 3 * 6 * 4
+    assert head.macs((2, 5, 1)) == 3 * 6 * 4
 
 
 def test_the_pooled_feature_is_normalised_where_asked() -> None:

@@ -107,13 +107,21 @@ def test_no_technique_shifts_the_draws_of_another() -> None:
     def draws(selector: Selector, **options: Any) -> list[list[float]]:
         """What drop path and dropout would draw first, for two clips each."""
         model, found = video_model(selector, **options), []
-        for part in (model.encoder, model.head):
-            part.register_forward_pre_hook(
-                lambda part, inputs: found.extend(
-                    torch.rand(2, generator=torch.Generator().set_state(g.get_state())).tolist()
-                    for g in inputs[1]
-                )
-            )
+        encode, classify = model.encoder.forward, model.head.logits
+
+        def look(given: Any) -> None:
+            copies = [torch.Generator().set_state(g.get_state()) for g in given]
+            found.extend(torch.rand(2, generator=g).tolist() for g in copies)
+
+        def encoder(tokens: Any, given: Any, **rest: Any) -> Any:
+            look(given)
+            return encode(tokens, given, **rest)
+
+        def logits(pooled: Any, given: Any) -> Any:
+            look(given)
+            return classify(pooled, given)
+
+        model.encoder.forward, model.head.logits = encoder, logits
         model(make_clips(2), generators=generators(1, 2))
         return found
 

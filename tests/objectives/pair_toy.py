@@ -46,15 +46,15 @@ class ToyTowers(nn.Module):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         self.video = SimpleNamespace(
             encoder=SimpleNamespace(depth=1, temporal_depth=0),
-            step_macs=lambda lengths, backward, from_frames: 0,
+            step_macs=lambda lengths, backward, grid, from_frames: 0,
         )
         self.text = SimpleNamespace(depth=1, macs=lambda batch, length: 0)
 
-    def encode_video(self, clips, scoring_clips=None, generators=None):
+    def encode_video(self, clips, scoring_clips=None, generators=None, budget=0):
         draws = torch.stack([torch.rand(12, generator=g) for g in generators])
         values = whole(clips) if isinstance(clips, Packed) else clips
         features = self.pixels(values.flatten(1) * (draws < 0.8))
-        output = SimpleNamespace(lengths=(2,) * len(values), num_dense_tokens=4)
+        output = SimpleNamespace(lengths=(2,) * len(values), num_dense_tokens=4, grid=None)
         return F.normalize(features, dim=-1), output
 
     def tokenizer(self, captions: list[str]) -> Tensor:

@@ -28,10 +28,10 @@ class Table(nn.Module):
         self.seen = (scoring_clips, [torch.rand(2, generator=g) for g in generators])
         lengths = tuple(range(1, len(clips) + 1))
         return SimpleNamespace(
-            logits=self.table[: len(clips)], lengths=lengths, num_dense_tokens=10
+            logits=self.table[: len(clips)], lengths=lengths, num_dense_tokens=10, grid=None
         )
 
-    def step_macs(self, lengths, backward, *, from_frames):
+    def step_macs(self, lengths, backward, grid, *, from_frames):
         return (1 + backward) * 100 * sum(lengths)
 
 

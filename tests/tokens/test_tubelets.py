@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onereel.errors import ConfigError
-from onereel.tokens.tubelets import patchify, tubelet_grid, unpatchify
+from onereel.tokens.tubelets import patchify, shapes_in_window, tubelet_grid, unpatchify
 
 small = st.integers(1, 3)
 
@@ -74,3 +74,37 @@ def test_clips_without_a_batch_are_refused() -> None:
         ConfigError, match=r"clips must be \(B, T, C, H, W\), not \(16, 3, 32, 32\)"
     ):
         patchify(torch.zeros(16, 3, 32, 32), 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("frames", "sizes", "window", "num_pairs"),
+    [
+        ((4, 26), (168, 280), (2048, 4096), 18),  # as published for pre-training
+        (
+            (6, 26),
+            (112, 364),
+            (2048, 6144),
+            41,
+        ),  # released fine-tuning script, and its code's default
+        ((6, 26), (112, 364), (2048, 8192), 51),
+    ],
+)
+def test_pairs_of_frames_and_size_within_the_window(
+    frames: tuple[int, int], sizes: tuple[int, int], window: tuple[int, int], num_pairs: int
+) -> None:
+    choices = range(*frames, 2), range(*sizes, 28)
+    shapes = shapes_in_window(*choices, window, 1, 14)
+    counts = [shape.num_frames * (shape.size // 14) ** 2 for shape in shapes]
+    assert len(shapes) == len(set(shapes)) == num_pairs
+    assert all(window[0] <= count <= window[1] for count in counts)
+    everything = shapes_in_window(*choices, (0, 0), 1, 14)
+    assert len(everything) == len(choices[0]) * len(choices[1])
+
+
+def test_a_window_without_a_pair_says_which_tokens_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"50 to 60 tokens.* 64, 128, 144, 288; widen"):
+        shapes_in_window((8, 16), (32, 48), (50, 60), 2, 8)
+    with pytest.raises(ConfigError, match="num_frames 7 is not a multiple of tubelet_size 2"):
+        shapes_in_window((8, 7), (32,), (0, 0), 2, 8)
+    with pytest.raises(ConfigError, match="height 36 is not a multiple of patch_size 8"):
+        shapes_in_window((8,), (32, 36), (0, 0), 2, 8)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onereel.build.selection import build_picker, frames_read
+from onereel.build.selection import build_picker, frames_read, train_shapes
 from onereel.config import RunConfig
 from onereel.data.annotations import Annotations, paragraphs, read_annotations
 from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
+from onereel.data.shapes import FlexibleShapes
 from onereel.data.sources.epic import are_actions
 from onereel.models.registry import patch_size_of
 from onereel.training import World
@@ -109,6 +110,9 @@ def build_train_loader(
         pin_memory=world.device.type == "cuda",
         pick=build_picker(config, training=True),
         hflip_prob=config.augment.hflip_prob,
+        shapes=FlexibleShapes(train_shapes(config), config.seed)
+        if config.data.is_flexible
+        else None,
     )
 
 

@@ -10,24 +10,27 @@ from typing import Any
 
 import torch
 
-from onereel.build.selection import build_frames, build_selector, frames_read
+from onereel.build.selection import build_frames, build_selector, frames_read, train_grids
 from onereel.config import ObjectiveConfig, RunConfig
 from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.factorised import Encoder
-from onereel.models.heads import ClassificationHead, ProjectionHead
+from onereel.models.heads import BudgetHeads, ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.registry import create_decoder, create_encoder, create_factorised
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import VisionTransformer
+from onereel.objectives import AnyObjective
 from onereel.objectives.classification import ClassificationObjective
 from onereel.objectives.contrastive import InfoNce, SigmoidLoss
 from onereel.objectives.masked import MaskedObjective
 from onereel.objectives.max_margin import MaxMargin
+from onereel.objectives.multi_budget import MultiBudgetObjective
 from onereel.objectives.pairs import PairObjective
 from onereel.tokens.masking import Masking
+from onereel.tokens.ranking import at_budget
 from onereel.tokens.run_length import RunLength
 from onereel.tokens.selector import Selector
 from onereel.types import TubeletGrid
@@ -72,15 +75,24 @@ def build_encoder(config: RunConfig) -> Encoder:
 
 def build_model(config: RunConfig, num_classes: int) -> VideoModel:
     """Encoder, head and selector of a run, freshly initialised from `config.seed`."""
-    model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = build_encoder(config)
-        head = ClassificationHead(
-            encoder.embed_dim, num_classes, model.pool, model.head_dropout, model.fc_norm
-        )
+        head = build_head(config, encoder.embed_dim, num_classes)
     selector = _selector_of(encoder, config)
     return VideoModel(encoder, head, selector, config, build_frames(config))
+
+
+def build_head(
+    config: RunConfig, embed_dim: int, num_classes: int
+) -> ClassificationHead | BudgetHeads:
+    """The classifier, or one for each of `objective.budgets`."""
+    model, budgets = config.model, config.objective.budgets
+    heads = [
+        ClassificationHead(embed_dim, num_classes, model.pool, model.head_dropout, model.fc_norm)
+        for _ in budgets or (0,)
+    ]
+    return BudgetHeads(heads, budgets) if budgets else heads[0]
 
 
 def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
@@ -94,8 +106,9 @@ def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
     masking = Masking(learned.mask, learned.mask_ratio, learned.decode_ratio)
     selector, frames = _selector_of(encoder, config), build_frames(config)
     if masking.kind == "random":
-        given = encoder.grid if frames is None else frames.given_grid(encoder.grid)
-        masking.check_shows_some(_fewest_kept(selector, given))
+        grids = train_grids(config)
+        given = grids if frames is None else [frames.given_grid(grid) for grid in grids]
+        masking.check_shows_some(min(_fewest_kept(selector, grid) for grid in given))
     return MaskedAutoencoder(encoder, decoder, selector, masking, frames)
 
 
@@ -166,18 +179,42 @@ def build_trainee(
     return build_model(config, num_classes)
 
 
+def check_train_clips(config: RunConfig, selector: Selector) -> None:
+    """Raise ConfigError, before anything is read, where budget or selector don't fit a clip that training may meet."""
+    for grid in train_grids(config):
+        for budget in config.objective.budgets:
+            at_budget(selector, budget, grid).num_kept(grid)
+        if config.data.is_flexible and not config.objective.budgets:
+            selector.num_kept(grid)
+
+
 def build_objective(
     config: RunConfig, model: VideoModel | MaskedAutoencoder | DualEncoder
-) -> ClassificationObjective | MaskedObjective | PairObjective:
+) -> AnyObjective:
     """What the run learns, around the model that `build_trainee` gave."""
+    learned, seed = config.objective, config.seed
+    check_train_clips(
+        config, model.video.selector if isinstance(model, DualEncoder) else model.selector
+    )
     if isinstance(model, DualEncoder):
         return PairObjective(
             model,
-            PAIR_LOSSES[config.objective.kind](config.objective),
+            PAIR_LOSSES[learned.kind](learned),
             max_clips=config.train.batch_size_per_device * config.train.accum_steps,
-            mask_duplicates=config.objective.mask_duplicates,
-            seed=config.seed,
+            mask_duplicates=learned.mask_duplicates,
+            seed=seed,
+            budgets=learned.budgets,
         )
     if isinstance(model, MaskedAutoencoder):
-        return MaskedObjective(model, config.augment.std, config.seed)
-    return ClassificationObjective(model, config.objective.label_smoothing, config.seed)
+        return MaskedObjective(model, config.augment.std, seed, learned.budgets)
+    if not learned.budgets:
+        return ClassificationObjective(model, learned.label_smoothing, seed)
+    return MultiBudgetObjective(
+        model,
+        learned.budgets,
+        budgets_per_step=learned.budgets_per_step,
+        alignment=learned.alignment,
+        alignment_loss=learned.alignment_loss,
+        label_smoothing=learned.label_smoothing,
+        seed=seed,
+    )

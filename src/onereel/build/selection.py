@@ -29,7 +29,8 @@ from onereel.tokens.run_length import RunLength
 from onereel.tokens.scored import ScoredSelector
 from onereel.tokens.scores import PixelScore, RandomScore
 from onereel.tokens.selector import KeepAll, Selector, Tube
-from onereel.tokens.tubelets import tubelet_grid
+from onereel.tokens.tubelets import shapes_in_window, tubelet_grid
+from onereel.types import ClipShape, TubeletGrid
 
 SELECTORS: dict[str, Callable[[TokensConfig, PixelScore], Selector]] = {
     "all": lambda tokens, pixels: KeepAll(),
@@ -165,6 +166,27 @@ def frames_read(config: RunConfig) -> int:
     return round(config.tokens.frame_selection * grid.gt) * tubelet
 
 
+def train_shapes(config: RunConfig) -> tuple[ClipShape, ...]:
+    """Frames read and size of the clips that training may meet: one, or those of flexible sampling."""
+    data = config.data
+    if not data.is_flexible:
+        return (ClipShape(frames_read(config), data.size),)
+    return shapes_in_window(
+        data.num_frames_choices or (data.num_frames,),
+        data.size_choices or (data.size,),
+        data.token_window,
+        config.model.tubelet_size,
+        patch_size_of(config.model.name),
+    )
+
+
+def train_grids(config: RunConfig) -> tuple[TubeletGrid, ...]:
+    """The tubelets of the clips that training may meet, before frame selection."""
+    tubelet, patch = config.model.tubelet_size, patch_size_of(config.model.name)
+    shapes = train_shapes(config)
+    return tuple(tubelet_grid(s.num_frames, s.size, s.size, tubelet, patch) for s in shapes)
+
+
 def build_picker(config: RunConfig, *, training: bool) -> PatchPicker | None:
     """What the loader's workers select tokens with; None where the model does.
 
@@ -175,7 +197,7 @@ def build_picker(config: RunConfig, *, training: bool) -> PatchPicker | None:
     patch = patch_size_of(config.model.name)
     selector = build_selector(tokens, tubelet, patch, config.augment.std)
     if training and config.train.max_tokens_per_device:
-        _check_token_cap(config, selector, patch)
+        _check_token_cap(config, selector)
     if tokens.where == "device":
         return None
     if selector.needs_embeddings:
@@ -193,18 +215,16 @@ def build_picker(config: RunConfig, *, training: bool) -> PatchPicker | None:
     )
 
 
-def _check_token_cap(config: RunConfig, selector: Selector, patch_size: int) -> None:
-    data, cap = config.data, config.train.max_tokens_per_device
+def _check_token_cap(config: RunConfig, selector: Selector) -> None:
+    cap, frames = config.train.max_tokens_per_device, build_frames(config)
     if config.tokens.where == "device":
         raise ConfigError(
             f"train.max_tokens_per_device is {cap}, but tokens.where is 'device', where a clip's tokens are known only "
             "within the model. Set tokens.where to 'loader'; or, for a selector that keeps the same number of every "
             "clip, lower train.batch_size_per_device and raise train.accum_steps"
         )
-    grid = tubelet_grid(
-        data.num_frames, data.size, data.size, config.model.tubelet_size, patch_size
-    )
-    most = selector.num_kept(grid) or grid.num_tokens
+    grids = [grid if frames is None else frames.given_grid(grid) for grid in train_grids(config)]
+    most = max(selector.num_kept(grid) or grid.num_tokens for grid in grids)
     if most > cap:
         raise ConfigError(
             f"train.max_tokens_per_device is {cap}, but one clip may keep {most} tokens; allowed: {most} or more, or 0"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onereel.config.checks import require
+from onereel.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class DataConfig:
     """Source frames between two frames of a dense clip."""
     size: int = 224
     """Height and width of the clip in pixels."""
+    num_frames_choices: tuple[int, ...] = ()
+    """Flexible sampling: each training batch draws its num_frames from these; empty: num_frames, as in evaluation."""
+    size_choices: tuple[int, ...] = ()
+    """Flexible sampling: each training batch draws its size from these; empty: size, as in evaluation."""
+    token_window: tuple[int, int] = (0, 0)
+    """Flexible sampling: fewest and most tubelets of a clip; pairs outside are never drawn. 0 0: no bounds."""
     crop: Literal["random-resized", "multi-scale", "center"] = "random-resized"
     """Training crop; evaluation uses centre or three-crop (eval.num_crops)."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -52,7 +59,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(self.num_frames >= 1, "data.num_frames", self.num_frames, "1 or more")
         require(self.sampling_rate >= 1, "data.sampling_rate", self.sampling_rate, "1 or more")
-        require(self.size >= 16 and self.size % 2 == 0, "data.size", self.size, "even, 16 or more")
+        require(_is_size(self.size), "data.size", self.size, "even, 16 or more")
+        self._check_flexible()
         require(self.repeats >= 1, "data.repeats", self.repeats, "1 or more")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "0 < low <= high <= 1")
@@ -62,6 +70,28 @@ class DataConfig:
         require(self.num_workers >= -1, "data.num_workers", self.num_workers, "-1 or more")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")
         require(self.timeout_seconds > 0, "data.timeout_seconds", self.timeout_seconds, "above 0")
+
+    def _check_flexible(self) -> None:
+        frames, sizes, (low, high) = self.num_frames_choices, self.size_choices, self.token_window
+        require(min(frames, default=1) >= 1, "data.num_frames_choices", frames, "each 1 or more")
+        require(all(map(_is_size, sizes)), "data.size_choices", sizes, "each even, 16 or more")
+        require(
+            0 <= low <= high, "data.token_window", self.token_window, "0 <= fewest <= most tokens"
+        )
+        if high and not self.is_flexible:
+            raise ConfigError(
+                f"data.token_window is {self.token_window}, but there is nothing to draw: give data.num_frames_choices "
+                "or data.size_choices, or set it to 0 0"
+            )
+
+    @property
+    def is_flexible(self) -> bool:
+        """Whether training batches differ in frames or size."""
+        return bool(self.num_frames_choices or self.size_choices)
+
+
+def _is_size(pixels: int) -> bool:
+    return pixels >= 16 and pixels % 2 == 0
 
 
 @dataclass(frozen=True)

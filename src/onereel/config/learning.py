@@ -25,6 +25,16 @@ class ObjectiveConfig:
     """masked: share hidden, of places (tube) or of the tokens that the selector keeps (random)."""
     decode_ratio: float = 1.0
     """masked: share of the hidden tokens that the decoder reconstructs; 0.5 is VideoMAE v2's dual masking."""
+    budgets: tuple[int, ...] = ()
+    """Tokens kept of a clip in training, largest first (Flux: 3072 2048 1024); a clip with fewer keeps all.
+    Classification learns several at once, each with a head of its own; other kinds draw one per micro-batch. Empty: as
+    tokens says."""
+    budgets_per_step: int = 0
+    """classification: so many of the budgets, drawn for each micro-batch; 0: all."""
+    alignment: float = 1.0
+    """classification with budgets: weight of the smaller budgets' features being like the largest one's."""
+    alignment_loss: Literal["cosine", "smooth-l1"] = "cosine"
+    """cosine: 2 - 2 cos. smooth-l1: as Flux's code reduces it, which is (1 - cos) / width and next to nothing."""
     freeze_scale: bool = False
     """contrastive: keep the logits' scale at its initial 14.29, as AVION's released models were trained."""
     margin: float = 0.2
@@ -37,12 +47,21 @@ class ObjectiveConfig:
         decode = self.decode_ratio
         require(0 < decode <= 1, "objective.decode_ratio", decode, "above 0, up to 1")
         require(0 < self.margin <= 2, "objective.margin", self.margin, "above 0, up to 2")
+        self._check_budgets()
         require(
             0 <= self.label_smoothing < 1,
             "objective.label_smoothing",
             self.label_smoothing,
             "0 or more, below 1",
         )
+
+    def _check_budgets(self) -> None:
+        budgets, per_step = self.budgets, self.budgets_per_step
+        falling = all(a > b for a, b in zip(budgets, (*budgets[1:], 0)))
+        require(falling, "objective.budgets", budgets, "counts of tokens, each smaller than before")
+        most = len(budgets) if self.kind == "classification" else min(1, len(budgets))
+        require(0 <= per_step <= most, "objective.budgets_per_step", per_step, f"0 to {most}")
+        require(self.alignment >= 0, "objective.alignment", self.alignment, "0 or more")
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         parts = typing.get_args(hint)
+        if parts[-1] is Ellipsis:
+            return isinstance(value, tuple) and all(_fits(v, parts[0]) for v in value)
         return (
             isinstance(value, tuple)
             and len(value) == len(parts)

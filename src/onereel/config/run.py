@@ -38,6 +38,8 @@ class RunConfig:
         tokens = self.tokens
         self._check_factorised()
         self._check_start()
+        self._check_budgets()
+        self._check_flexible()
         masked_tubes = self.objective.kind == "masked" and self.objective.mask == "tube"
         keeps_a_picture = tokens.kind == "run-length" and tokens.budget in ("auto", "threshold")
         if masked_tubes and tokens.kind != "all" and not keeps_a_picture:
@@ -71,4 +73,29 @@ class RunConfig:
             raise ConfigError(
                 "tokens.length_embedding counts tubelets in time, and the spatial half of a factorised encoder sees "
                 "one at a time; set it to False, or model.temporal_depth to 0"
+            )
+
+    def _check_budgets(self) -> None:
+        if not self.objective.budgets:
+            return
+        for name, off in (("where", "device"), ("frame_selection", 0.0)):
+            given = getattr(self.tokens, name)
+            if given != off:
+                raise ConfigError(
+                    f"tokens.{name} is {given}, but objective.budgets takes several choices of one whole clip; "
+                    f"set tokens.{name} to {off}, or objective.budgets to none"
+                )
+
+    def _check_flexible(self) -> None:
+        data, tokens = self.data, self.tokens
+        if data.is_flexible and tokens.frame_selection > 1:
+            raise ConfigError(
+                f"tokens.frame_selection is {tokens.frame_selection}, which chooses data.num_frames of a clip's "
+                "frames, but data.num_frames_choices or size_choices draw its shape; use one of the two"
+            )
+        longest = max(data.num_frames_choices, default=0)
+        if tokens.length_embedding and longest > data.num_frames:
+            raise ConfigError(
+                f"tokens.length_embedding has a row for each tubelet of data.num_frames = {data.num_frames} frames, "
+                f"and data.num_frames_choices go up to {longest}; raise data.num_frames to that"
             )

@@ -23,7 +23,7 @@ from onereel.data.relevancy import SentencePool
 from onereel.data.sampling import dense_frames, frame_span, segment_frames
 from onereel.errors import ConfigError, DataError, DecodeError, unknown_name
 from onereel.seeding import numpy_generator
-from onereel.types import ClipSpec, CropBox, SampleKey
+from onereel.types import ClipShape, ClipSpec, CropBox, SampleKey
 
 if TYPE_CHECKING:
     from onereel.video.library import VideoLibrary
@@ -84,6 +84,10 @@ class ClipReader:
     def num_views(self) -> int:
         """Views of each video in testing; training makes as many as the loader repeats."""
         return 1 if self.training else self.num_clips * self.num_crops
+
+    def shaped(self, shape: ClipShape) -> ClipReader:
+        """The same with clips of another shape; their crops and moments are those they would have had."""
+        return replace(self, num_frames=shape.num_frames, size=shape.size)
 
     def spec(self, record: Record, key: SampleKey) -> ClipSpec:
         """The clip of `key`, in integers; a pure function of record, key and the settings.

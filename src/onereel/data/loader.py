@@ -19,9 +19,10 @@ from onereel.data.annotations import Annotations, Record
 from onereel.data.augment import mirror
 from onereel.data.dataset import ClipDataset, ClipReader, Sample
 from onereel.data.order import shuffled
+from onereel.data.shapes import FlexibleShapes
 from onereel.data.workers import main_hidden_from, worker_options
 from onereel.errors import ConfigError, DataError, DecodeError
-from onereel.types import Batch, Packed, SampleKey
+from onereel.types import Batch, ClipShape, Packed, SampleKey
 
 log = logging.getLogger("onereel")
 
@@ -32,6 +33,13 @@ HOPELESS_AFTER = 32
 Job = tuple[Record, list[SampleKey]]
 Pick = Callable[[Tensor, Sequence[SampleKey]], Packed]
 """uint8 clips `(B, T, C, H, W)` and their keys to the patches that are kept of them."""
+
+
+class _BatchJob(NamedTuple):
+    """What a worker reads at once; `shape` is that of flexible sampling."""
+
+    jobs: list[Job]
+    shape: ClipShape | None
 
 
 class _Failure(NamedTuple):
@@ -80,6 +88,7 @@ class ClipLoader:
         pick: selects the tokens of a batch in the worker, so that only kept patches travel from there; None: batches
             are whole clips, and selection is left to the model.
         hflip_prob: where there is `pick`: probability of mirroring a clip before it, drawn as by `BatchAugment`.
+        shapes: flexible sampling: frames and size of each micro-batch, in place of the dataset's.
 
     Raises ConfigError where the numbers don't fit together, DataError where an epoch has no batch.
     """
@@ -103,6 +112,7 @@ class ClipLoader:
         strict: bool = False,
         pick: Pick | None = None,
         hflip_prob: float = 0.0,
+        shapes: FlexibleShapes | None = None,
     ) -> None:
         if batch_size % repeats:
             raise ConfigError(
@@ -118,6 +128,7 @@ class ClipLoader:
             drop_last=drop_last,
             rank=rank,
             world_size=world_size,
+            shapes=shapes,
         )
         self._max_bad_ratio, self._strict = max_bad_ratio, strict
         # One bad file never stops a run, unless none is allowed.
@@ -164,7 +175,7 @@ class ClipLoader:
             failed += len(loaded.failures)
             self._report(loaded.failures, seen, failed)
             self._next = self._plan.following(epoch, j)
-            yield _to_batch(loaded)
+            yield _to_batch(loaded, j)
 
     def _receive(self) -> _Loaded:
         try:
@@ -203,8 +214,8 @@ class ClipLoader:
             )
 
 
-class _Plan(Sampler[list[Job]]):
-    """Which records and views each batch of this rank holds."""
+class _Plan(Sampler[_BatchJob]):
+    """Which records and views each batch of this rank holds, and of which shape."""
 
     def __init__(
         self,
@@ -217,8 +228,9 @@ class _Plan(Sampler[list[Job]]):
         drop_last: bool,
         rank: int,
         world_size: int,
+        shapes: FlexibleShapes | None = None,
     ) -> None:
-        self.annotations = annotations
+        self.annotations, self.shapes = annotations, shapes
         self.batch_size, self.views, self.seed, self.shuffle = batch_size, views, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.num_clips = len(annotations) * views
@@ -258,11 +270,12 @@ class _Plan(Sampler[list[Job]]):
             jobs.append((self.annotations.record(index), keys))
         return jobs
 
-    def __iter__(self) -> Iterator[list[Job]]:
+    def __iter__(self) -> Iterator[_BatchJob]:
         """All batches from `first` on."""
         position: tuple[int, int] | None = self.first
         while position is not None:
-            yield self.jobs(*position)
+            shape = None if self.shapes is None else self.shapes.draw(*position)
+            yield _BatchJob(self.jobs(*position), shape)
             position = self.following(*position)
 
     def following(self, epoch: int, batch: int) -> tuple[int, int] | None:
@@ -287,19 +300,21 @@ class _BatchReader(Dataset):
     def __init__(self, reader: ClipReader, pick: Pick | None, hflip_prob: float) -> None:
         self.reader, self.pick, self.hflip_prob = reader, pick, hflip_prob
 
-    def __getitem__(self, jobs: list[Job]) -> _Loaded:
+    def __getitem__(self, batch: _BatchJob) -> _Loaded:
+        jobs, shape = batch
+        reader = self.reader if shape is None else self.reader.shaped(shape)
         samples: list[Sample] = []
         failures: list[_Failure] = []
         for record, keys in jobs:
             try:
-                samples += self.reader.read(record, keys)
+                samples += reader.read(record, keys)
             except DecodeError as error:
                 failures.append(_Failure(record, keys[0], error))
             except OSError as error:
                 problem = DecodeError(record.path, error.strerror or str(error))
                 failures.append(_Failure(record, keys[0], problem))
         num_clips = len(samples)
-        samples = samples or [self._blank(*jobs[0])]
+        samples = samples or [_blank(reader, *jobs[0])]
         labels = [sample.label for sample in samples if sample.label is not None]
         captions = [sample.caption for sample in samples if sample.caption is not None]
         return _Loaded(
@@ -319,14 +334,14 @@ class _BatchReader(Dataset):
         mirror(clips, keys, self.hflip_prob, self.reader.seed)
         return self.pick(clips, keys)
 
-    def _blank(self, record: Record, keys: list[SampleKey]) -> Sample:
-        """A black clip that keeps the shapes of a batch of which nothing could be read."""
-        reader = self.reader
-        clip = torch.zeros(reader.num_frames, 3, reader.size, reader.size, dtype=torch.uint8)
-        return Sample(keys[0], clip, reader.label_id(record), record.caption)
+
+def _blank(reader: ClipReader, record: Record, keys: list[SampleKey]) -> Sample:
+    """A black clip that keeps the shapes of a batch of which nothing could be read."""
+    clip = torch.zeros(reader.num_frames, 3, reader.size, reader.size, dtype=torch.uint8)
+    return Sample(keys[0], clip, reader.label_id(record), record.caption)
 
 
-def _to_batch(loaded: _Loaded) -> Batch:
+def _to_batch(loaded: _Loaded, number: int) -> Batch:
     return Batch(
         clips=loaded.clips,
         keys=loaded.keys,
@@ -334,6 +349,7 @@ def _to_batch(loaded: _Loaded) -> Batch:
         captions=loaded.captions,
         num_failed=len(loaded.failures),
         num_clips=loaded.num_clips,
+        number=number,
     )
 
 

@@ -22,7 +22,7 @@ from onereel.evaluation.inference import BatchTransform, evaluating, view_probab
 from onereel.evaluation.ranks import gather
 from onereel.evaluation.scores import VideoScores, ViewSums
 from onereel.files import write_atomically
-from onereel.types import Batch, Prediction
+from onereel.types import Batch, Prediction, TubeletGrid
 
 if TYPE_CHECKING:
     from onereel.data.loader import ClipLoader
@@ -243,7 +243,7 @@ def _score(
     tally: _Tally,
     loader: ClipLoader,
     score: Callable[[Batch], tuple[Tensor, Output]],
-    macs: Callable[[Sequence[int]], int],
+    macs: Callable[[Sequence[int], TubeletGrid], int],
     on_batch: Callable[[int, int], None] | None,
 ) -> None:
     """Add this rank's share of the views to `tally`."""
@@ -256,7 +256,7 @@ def _score(
             tally.num_views += len(output.lengths)
             tally.num_tokens += sum(output.lengths)
             tally.num_dense_tokens += output.num_dense_tokens * len(output.lengths)
-            tally.macs += macs(output.lengths)
+            tally.macs += macs(output.lengths, output.grid)
         if on_batch is not None:
             on_batch(number, loader.num_batches)
         waiting_since = time.perf_counter()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from onereel.evaluation.inference import autocast, evaluating
 from onereel.seeding import clip_generators
-from onereel.types import Batch, SampleKey
+from onereel.types import Batch, SampleKey, TubeletGrid
 
 if TYPE_CHECKING:
     from onereel.models.video_model import Output, VideoModel
@@ -66,10 +66,16 @@ def clip_macs(model: VideoModel, num_tokens: int) -> int:
     return model.macs((num_tokens,))
 
 
-def speedup_bound(model: VideoModel, lengths: Sequence[int], num_dense_tokens: int) -> float:
-    """MACs of the same clips with all their tokens, over MACs with `lengths` kept ones."""
+def speedup_bound(
+    model: VideoModel,
+    lengths: Sequence[int],
+    num_dense_tokens: int,
+    grid: TubeletGrid | None = None,
+) -> float:
+    """MACs of the same clips, of `grid` (None: the encoder's), with all their tokens, over MACs with `lengths` kept."""
     dense = (num_dense_tokens,) * len(lengths)
-    return (model.encoder.macs(dense) + model.head.macs(len(dense))) / model.macs(tuple(lengths))
+    head = model.head_of(num_dense_tokens)
+    return (model.encoder.macs(dense) + head.macs(dense)) / model.macs(tuple(lengths), grid)
 
 
 def measure_inference(
@@ -95,8 +101,8 @@ def measure_inference(
         latency_seconds=latency,
         batch_size=len(clips),
         kept_ratio=sum(output.lengths) / (output.num_dense_tokens * len(clips)),
-        macs_per_clip=model.macs(output.lengths) / len(clips),
-        speedup_bound=speedup_bound(model, output.lengths, output.num_dense_tokens),
+        macs_per_clip=model.macs(output.lengths, output.grid) / len(clips),
+        speedup_bound=speedup_bound(model, output.lengths, output.num_dense_tokens, output.grid),
         peak_memory_bytes=_peak_memory(clips.device, before),
     )
 

@@ -149,7 +149,10 @@ def embed_clips(
             generators = clip_generators(seed, batch.keys)
             features, output = model.encode_video(batch.clips, batch.scoring_clips, generators)
         num_clips, num_tokens = len(output.lengths), sum(output.lengths)
-        num_dense, macs = output.num_dense_tokens * num_clips, model.video.macs(output.lengths)
+        num_dense, macs = (
+            output.num_dense_tokens * num_clips,
+            model.video.macs(output.lengths, output.grid),
+        )
         counts.add_(torch.tensor([num_clips, num_tokens, num_dense, macs], dtype=torch.float64))
         return features
 

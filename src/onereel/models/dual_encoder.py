@@ -34,9 +34,10 @@ class DualEncoder(nn.Module):
         clips: Tensor | Packed,
         scoring_clips: Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        budget: int = 0,
     ) -> tuple[Tensor, Output]:
         """float32 `(B, E)`, and what the video tower gave; arguments as `VideoModel.forward`."""
-        output = self.video(clips, scoring_clips, generators)
+        output = self.video(clips, scoring_clips, generators, budget)
         return F.normalize(output.logits.float(), dim=-1), output
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,29 @@ def pool_tokens(features: Packed, pool: Literal["mean", "cls"]) -> Tensor:
     if pool == "cls":
         return features.values[features.cu_seqlens[:-1]]
     return segment_mean(features.values, features.lengths, features.cu_seqlens)
+
+
+class Head(Protocol):
+    """A module that turns the features of a clip's tokens into numbers, in two steps."""
+
+    pool: Literal["mean", "cls"]
+
+    @property
+    def feature_dim(self) -> int:
+        """F, width of the pooled feature."""
+        ...
+
+    def pooled(self, features: Packed) -> Tensor:
+        """One feature per clip, `(B, F)`, neither normalised nor projected: what budgets of a clip share."""
+        ...
+
+    def logits(self, pooled: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """`(B, num_classes)` of that, or an embedding; one CPU generator per clip for dropout in training."""
+        ...
+
+    def macs(self, lengths: Sequence[int]) -> int:
+        """Multiply-adds for clips of `lengths` tokens."""
+        ...
 
 
 class ClassificationHead(nn.Module):
@@ -57,7 +80,20 @@ class ClassificationHead(nn.Module):
         self, features: Packed, generators: Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """Logits `(B, num_classes)`; in training with dropout, one CPU generator per clip is drawn from."""
-        pooled = self.norm(pool_tokens(features, self.pool))
+        return self.logits(self.pooled(features), generators)
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return self.fc.in_features
+
+    def pooled(self, features: Packed) -> Tensor:
+        """`(B, D)`, before the norm; as of `Head`."""
+        return pool_tokens(features, self.pool)
+
+    def logits(self, pooled: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """As of `Head`."""
+        pooled = self.norm(pooled)
         if self.training and self.dropout:
             pooled = pooled * self._dropout_scale(pooled, generators)
         return self.fc(pooled)
@@ -73,9 +109,9 @@ class ClassificationHead(nn.Module):
         draws = torch.stack([torch.rand(width, generator=g) for g in generators])
         return to_device((draws >= self.dropout) / (1 - self.dropout), pooled.device)
 
-    def macs(self, batch_size: int) -> int:
-        """Multiply-adds for `batch_size` clips."""
-        return batch_size * self.fc.in_features * self.fc.out_features
+    def macs(self, lengths: Sequence[int]) -> int:
+        """As of `Head`."""
+        return len(lengths) * self.fc.in_features * self.fc.out_features
 
 
 class ProjectionHead(nn.Module):
@@ -97,8 +133,52 @@ class ProjectionHead(nn.Module):
         self, features: Packed, generators: Sequence[torch.Generator] | None = None
     ) -> Tensor:
         """`(B, E)`, not normalised; nothing is drawn."""
-        return self.fc(pool_tokens(features, self.pool))
+        return self.logits(self.pooled(features))
 
-    def macs(self, batch_size: int) -> int:
-        """Multiply-adds for `batch_size` clips."""
-        return batch_size * self.fc.in_features * self.fc.out_features
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return self.fc.in_features
+
+    def pooled(self, features: Packed) -> Tensor:
+        """`(B, D)`; as of `Head`."""
+        return pool_tokens(features, self.pool)
+
+    def logits(self, pooled: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """As of `Head`."""
+        return self.fc(pooled)
+
+    def macs(self, lengths: Sequence[int]) -> int:
+        """As of `Head`."""
+        return len(lengths) * self.fc.in_features * self.fc.out_features
+
+
+class BudgetHeads(nn.Module):
+    """A head for each token budget (Flux, arXiv 2503.14237, section 3): pooling, norm and classifier of its own.
+
+    The released code shares one norm among the heads, and a comment of its scripts numbers them from the smallest;
+    here as in its training code the first is that of the largest budget.
+
+    Args:
+        heads: one per budget.
+        budgets: tokens of a clip, falling.
+    """
+
+    def __init__(self, heads: Sequence[ClassificationHead], budgets: Sequence[int]) -> None:
+        super().__init__()
+        if len(heads) != len(budgets) or not heads:
+            raise ValueError(f"{len(heads)} heads for {len(budgets)} budgets")
+        self.budgets = tuple(budgets)
+        self.heads = nn.ModuleList(heads)
+        self.pool, self.num_classes = heads[0].pool, heads[0].num_classes
+
+    def nearest(self, num_tokens: int) -> int:
+        """Which head is for clips of so many tokens: that of the nearest budget, of two as near the larger."""
+        distances = [abs(budget - num_tokens) for budget in self.budgets]
+        return distances.index(min(distances))
+
+    def head_of(self, num_tokens: int) -> ClassificationHead:
+        """The head for clips of so many tokens."""
+        head = self.heads[self.nearest(num_tokens)]
+        assert isinstance(head, ClassificationHead)
+        return head

@@ -27,6 +27,7 @@ from onereel.tokens.packing import (
     take,
     token_indices,
 )
+from onereel.tokens.ranking import at_budget
 from onereel.tokens.tubelets import clip_grid, patchify
 from onereel.types import Packed, TubeletGrid
 
@@ -160,6 +161,7 @@ class MaskedAutoencoder(nn.Module):
         clips: Tensor | Packed,
         scoring_clips: Tensor | None = None,
         generators: Generators = None,
+        budget: int = 0,
     ) -> Reconstruction:
         """Reconstruct hidden parts of `clips`.
 
@@ -167,12 +169,13 @@ class MaskedAutoencoder(nn.Module):
             clips: normalised float `(B, T, C, H, W)`, or patches of them that were selected before.
             scoring_clips: what the selector looks at in place of `clips`; None: `clips`.
             generators: one CPU generator per clip, as in `VideoModel`; masks draw from others made of its seed.
+            budget: tokens that the selector keeps of each clip, as in `VideoModel`; 0: its own number.
         """
         draws = derived_generators(generators, "mask")
         visible, targets = (
             self._of_patches(clips, draws)
             if isinstance(clips, Packed)
-            else self._of_clips(clips, scoring_clips, generators, draws)
+            else self._of_clips(clips, scoring_clips, generators, draws, budget)
         )
         features = self.encoder(visible, derived_generators(generators, "drop-path"))
         num_dense = dense_grid(self.frames, targets.grid).num_tokens
@@ -192,12 +195,14 @@ class MaskedAutoencoder(nn.Module):
         scoring_clips: Tensor | None,
         generators: Generators,
         draws: Generators,
+        budget: int,
     ) -> list[Packed]:
         """Visible and target patches; no others are read."""
         block = (self.encoder.tubelet_size, self.encoder.patch_size)
         grid = clip_grid(clips, *block)
         seen = clips if scoring_clips is None else scoring_clips
-        kept, run_lengths = self._select(seen, grid, generators)
+        selector = at_budget(self.selector, budget, dense_grid(self.frames, grid))
+        kept, run_lengths = self._select(selector, seen, grid, generators)
         parts = []
         for lengths, positions in self.masking.split(kept, grid, draws):
             tokens = TokenIndices(lengths, kept.indices[:, positions])
@@ -205,20 +210,20 @@ class MaskedAutoencoder(nn.Module):
         return parts
 
     def _select(
-        self, seen: Tensor, grid: TubeletGrid, generators: Generators
+        self, selector: Selector, seen: Tensor, grid: TubeletGrid, generators: Generators
     ) -> tuple[TokenIndices, Tensor | None]:
         """The kept tokens, and the run lengths `(B, N)` if there are any."""
-        num_kept = self.selector.num_kept(dense_grid(self.frames, grid))
+        num_kept = selector.num_kept(dense_grid(self.frames, grid))
         if num_kept == grid.num_tokens:
             everything = seen.new_ones(len(seen), grid.num_tokens, dtype=torch.bool)
             return token_indices(everything, grid, num_kept), None
         embeddings = None
-        if self.selector.needs_embeddings:
+        if selector.needs_embeddings:
             # Under no_grad, so that dropped patches leave no trace for the backward pass.
             patches = patchify(seen, self.encoder.tubelet_size, self.encoder.patch_size)
             embeddings = self.encoder.embed(patches)
         selection = select_tokens(
-            self.selector, self.frames, seen, embeddings, grid, generators, draws=self.training
+            selector, self.frames, seen, embeddings, grid, generators, draws=self.training
         )
         return token_indices(selection.keep_mask, grid, num_kept), selection.run_lengths
 
@@ -226,16 +231,17 @@ class MaskedAutoencoder(nn.Module):
         """Multiply-adds of a forward that embeds the visible patches only; see `scoring_macs`."""
         return self.encoder.macs(num_visible) + self.decoder.macs(num_visible, num_targets)
 
-    def scoring_macs(self, batch_size: int) -> int:
-        """Multiply-adds of embedding every patch for the selector, where it asks for that; there is no backward."""
-        dense = batch_size * self.encoder.grid.num_tokens * int(self.selector.needs_embeddings)
+    def scoring_macs(self, batch_size: int, grid: TubeletGrid) -> int:
+        """Multiply-adds of embedding every patch of clips of `grid` for the selector, where it asks for that; there is
+        no backward."""
+        dense = batch_size * grid.num_tokens * int(self.selector.needs_embeddings)
         return dense * self.encoder.patch_values * self.encoder.embed_dim
 
 
 def published_macs(
     model: MaskedAutoencoder, num_visible: Sequence[int], num_targets: Sequence[int]
 ) -> int:
-    """Multiply-adds as papers count them: every patch is embedded, hidden and dropped ones too."""
+    """Multiply-adds as papers count them, of clips of the encoder's grid: every patch is embedded, hidden ones too."""
     dense = len(num_visible) * model.encoder.grid.num_tokens
     return model.encoder.macs(num_visible, dense) + model.decoder.macs(num_visible, num_targets)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from onereel.errors import ConfigError
 from onereel.models.factorised import Encoder, FactorisedEncoder
-from onereel.models.heads import ClassificationHead, ProjectionHead
+from onereel.models.heads import BudgetHeads, ClassificationHead, Head, ProjectionHead
 from onereel.seeding import stable_seed
-from onereel.tokens.packing import pack, pack_all, pack_clips
+from onereel.tokens.packing import pack, pack_all, pack_clips, take_selected
+from onereel.tokens.ranking import at_budget, ranker
 from onereel.tokens.tubelets import clip_grid, patchify
 from onereel.types import Packed, TokenSelection, TubeletGrid
 
@@ -34,12 +36,16 @@ class Output(NamedTuple):
         lengths: tokens kept per clip, a class token not counted.
         num_dense_tokens: tokens that a clip has when all are kept (of the frames that frame selection chooses).
         features: the encoder's features, class tokens included.
+        grid: of the clips.
+        pooled: one feature per clip, before the head's norm and classifier: `(B, F)`.
     """
 
     logits: Tensor
     lengths: tuple[int, ...]
     num_dense_tokens: int
     features: Packed
+    grid: TubeletGrid
+    pooled: Tensor
 
 
 class VideoModel(nn.Module):
@@ -47,7 +53,8 @@ class VideoModel(nn.Module):
 
     Args:
         encoder: turns packed patches into packed features.
-        head: turns packed features into logits, or an embedding; its pool must be the encoder's.
+        head: turns packed features into logits, or an embedding; its pool must be the encoder's. Of `BudgetHeads`
+            it is that of the budget nearest to the tokens kept.
         selector: holds no weights, and may be replaced at any time (`model.selector = ...`).
         config: what the parts were built from, which `save_pretrained` writes; None where they were put together
             by hand.
@@ -57,7 +64,7 @@ class VideoModel(nn.Module):
     def __init__(
         self,
         encoder: Encoder,
-        head: ClassificationHead | ProjectionHead,
+        head: ClassificationHead | ProjectionHead | BudgetHeads,
         selector: Selector,
         config: RunConfig | None = None,
         frames: FrameSelection | None = None,
@@ -73,6 +80,7 @@ class VideoModel(nn.Module):
         clips: Tensor | Packed,
         scoring_clips: Tensor | None = None,
         generators: Generators = None,
+        budget: int = 0,
     ) -> Output:
         """Classify `clips`.
 
@@ -82,30 +90,108 @@ class VideoModel(nn.Module):
             scoring_clips: what the selector looks at in place of `clips`, same shape; None: `clips`.
             generators: one CPU generator per clip. A selector draws from it; drop path and dropout draw from
                 others made of its seed, so that no technique shifts the draws of another.
+            budget: tokens kept of each clip, all where it has fewer, in place of the selector's own number; 0: its own.
         """
         if isinstance(clips, Packed):
             tokens, embedded = clips, False
         else:
-            tokens, embedded = self._tokens(clips, scoring_clips, generators)
+            tokens, embedded = self._tokens(clips, scoring_clips, generators, budget)
         features = self.encoder(
             tokens, derived_generators(generators, "drop-path"), embedded=embedded
         )
-        logits = self.head(features, derived_generators(generators, "dropout"))
-        return Output(
-            logits, tokens.lengths, dense_grid(self.frames, tokens.grid).num_tokens, features
-        )
+        return self._output(features, tokens, max(tokens.lengths), generators)
+
+    def _output(
+        self, features: Packed, tokens: Packed, budget: int, generators: Generators
+    ) -> Output:
+        head = self.head_of(budget)
+        pooled = head.pooled(features)
+        logits = head.logits(pooled, derived_generators(generators, "dropout"))
+        num_dense = dense_grid(self.frames, tokens.grid).num_tokens
+        return Output(logits, tokens.lengths, num_dense, features, tokens.grid, pooled)
+
+    def head_of(self, num_tokens: int) -> Head:
+        """The head for clips of so many tokens: the only one, or that of the nearest budget."""
+        head = self.head
+        return head.head_of(num_tokens) if isinstance(head, BudgetHeads) else head
+
+    def forward_budgets(
+        self,
+        clips: Tensor,
+        scoring_clips: Tensor | None = None,
+        generators: Generators = None,
+        *,
+        budgets: Sequence[int],
+    ) -> list[Output]:
+        """One output for each of `budgets` (falling), with its own head: `forward(..., budget=K)` of each K, in
+        which patches are embedded and ranked once.
+
+        Where clips have fewer tokens than two of the budgets, these keep the same tokens, all of them: the encoder then
+        runs once, and each of the two heads gets its features. Drop path and dropout draw anew for each budget; the
+        largest draws as `forward` does.
+
+        Raises ConfigError where the selector doesn't rank.
+        """
+        if len(budgets) == 0 or self.frames is not None:
+            raise ValueError("forward_budgets needs one budget or more, and no frame selection")
+        parts = self._nested_tokens(clips, scoring_clips, generators, budgets)
+        features: dict[int, Packed] = {}
+        outputs = []
+        for number, (budget, tokens) in enumerate(zip(budgets, parts, strict=True)):
+            draws = (
+                generators if number == 0 else derived_generators(generators, f"budget {number}")
+            )
+            length = tokens.lengths[0]
+            if length not in features:
+                purpose = derived_generators(draws, "drop-path")
+                features[length] = self.encoder(tokens, purpose, embedded=True)
+            outputs.append(self._output(features[length], tokens, budget, draws))
+        return outputs
+
+    def _nested_tokens(
+        self,
+        clips: Tensor,
+        scoring_clips: Tensor | None,
+        generators: Generators,
+        budgets: Sequence[int],
+    ) -> list[Packed]:
+        """Embedded tokens of each budget; each is made of the largest one's, which are embedded once."""
+        encoder, block = self.encoder, (self.encoder.tubelet_size, self.encoder.patch_size)
+        grid, chooser = clip_grid(clips, *block), ranker(self.selector)
+        counts = [min(budget, grid.num_tokens) for budget in budgets]
+        largest = embeddings = None
+        if chooser.needs_embeddings or counts[0] == grid.num_tokens:
+            patches = pack_all(patchify(clips, *block), grid)
+            largest = replace(patches, values=encoder.embed(patches.values))
+            if counts[-1] == grid.num_tokens:
+                return [largest] * len(counts)
+            embeddings = largest.values.detach().view(len(clips), grid.num_tokens, -1)
+        with torch.no_grad():
+            seen = clips if scoring_clips is None else scoring_clips
+            if scoring_clips is not None and chooser.needs_embeddings:
+                embeddings = encoder.embed(patchify(scoring_clips, *block))
+            order = chooser.rank(seen, embeddings, grid, generators)
+            choices = [chooser.first(order, count, grid) for count in counts]
+        if largest is None:
+            patches = pack_clips(clips, choices[0], *block)
+            largest = replace(patches, values=encoder.embed(patches.values))
+        return [
+            largest if count == largest.lengths[0] else take_selected(largest, choice)
+            for count, choice in zip(counts, choices)
+        ]
 
     def _tokens(
-        self, clips: Tensor, scoring_clips: Tensor | None, generators: Generators
+        self, clips: Tensor, scoring_clips: Tensor | None, generators: Generators, budget: int
     ) -> tuple[Packed, bool]:
         """The kept tokens, and whether they are embedded already or still patches."""
         encoder, block = self.encoder, (self.encoder.tubelet_size, self.encoder.patch_size)
         grid = clip_grid(clips, *block)
-        if self.selector.num_kept(dense_grid(self.frames, grid)) == grid.num_tokens:
+        selector = at_budget(self.selector, budget, dense_grid(self.frames, grid))
+        if selector.num_kept(dense_grid(self.frames, grid)) == grid.num_tokens:
             return pack_all(patchify(clips, *block), grid), False
         seen = clips if scoring_clips is None else scoring_clips
-        choose = partial(select_tokens, self.selector, self.frames, seen, draws=self.training)
-        if not self.selector.needs_embeddings:
+        choose = partial(select_tokens, selector, self.frames, seen, draws=self.training)
+        if not selector.needs_embeddings:
             return pack_clips(clips, choose(None, grid, generators), *block), False
         embeddings = scored = encoder.embed(patchify(clips, *block))
         if scoring_clips is not None:
@@ -113,27 +199,58 @@ class VideoModel(nn.Module):
                 scored = encoder.embed(patchify(scoring_clips, *block))
         return pack(embeddings, choose(scored.detach(), grid, generators), grid), True
 
-    def macs(self, lengths: Sequence[int]) -> int:
+    def macs(
+        self,
+        lengths: Sequence[int],
+        grid: TubeletGrid | None = None,
+        *,
+        num_embedded: int | None = None,
+    ) -> int:
         """Multiply-adds of the matrix products of a forward that keeps `lengths` tokens, head included.
 
-        For clips of the encoder's own grid, scored on themselves; FLOPs are twice as many.
+        For clips of `grid` (None: the encoder's own), scored on themselves; FLOPs are twice as many.
+        `num_embedded`: patches embedded, where that is not what the selector asks for.
         """
-        dense = len(lengths) * self.encoder.grid.num_tokens
-        embedded = dense if self.selector.needs_embeddings else sum(lengths)
-        return self.encoder.macs(lengths, embedded) + self.head.macs(len(lengths))
+        if num_embedded is None:
+            dense = len(lengths) * (grid or self.encoder.grid).num_tokens
+            num_embedded = dense if self.selector.needs_embeddings else sum(lengths)
+        return self.encoder.macs(lengths, num_embedded) + self.head_of(max(lengths)).macs(lengths)
 
-    def step_macs(self, lengths: Sequence[int], backward: int, *, from_frames: bool = False) -> int:
+    def step_macs(
+        self,
+        lengths: Sequence[int],
+        backward: int,
+        grid: TubeletGrid | None = None,
+        *,
+        num_embedded: int | None = None,
+        from_frames: bool = False,
+    ) -> int:
         """Those of a training step: the forward, and `backward` times what of it has a backward pass.
 
         `from_frames`: clips are `FrameFeatures`, and `lengths` counts frames.
         """
-        encoder = self.encoder
+        encoder, forward = self.encoder, self.macs(lengths, grid, num_embedded=num_embedded)
         if not (isinstance(encoder, FactorisedEncoder) and (encoder.frozen or from_frames)):
-            return (1 + backward) * self.macs(lengths)
+            return (1 + backward) * forward
         frames = [min(length, encoder.grid.gt) for length in lengths]
         num_tokens = len(lengths) * encoder.grid.num_tokens if from_frames else sum(lengths)
-        trained = encoder.temporal_macs(frames, num_tokens) + self.head.macs(len(lengths))
-        return backward * trained + (trained if from_frames else self.macs(lengths))
+        head = self.head_of(max(lengths)).macs(lengths)
+        trained = encoder.temporal_macs(frames, num_tokens) + head
+        return backward * trained + (trained if from_frames else forward)
+
+    def budget_macs(self, outputs: Sequence[Output], backward: int = 0) -> int:
+        """Those of the `forward_budgets` that gave `outputs`, and `backward` times its backward pass."""
+        counted: set[tuple[int, ...]] = set()
+        total = 0
+        for output in outputs:
+            lengths = output.lengths
+            if lengths in counted:
+                total += (1 + backward) * self.head_of(max(lengths)).macs(lengths)
+            else:
+                embedded = 0 if counted else None
+                total += self.step_macs(lengths, backward, output.grid, num_embedded=embedded)
+            counted.add(lengths)
+        return total
 
     def save_pretrained(
         self,

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from onereel.errors import DataError
 
 if TYPE_CHECKING:
     from onereel.models.dual_encoder import DualEncoder
+    from onereel.models.heads import ProjectionHead
 
 FACTS = b"onereel"
 COLUMNS = ("path", "start", "end", "caption", "embedding")
@@ -124,7 +125,7 @@ def nearest(embeddings: np.ndarray, query: np.ndarray, top_k: int) -> list[tuple
 
 def fingerprint(model: DualEncoder) -> str:
     """Tells models apart by both projections, which every step of training changes."""
-    digest = hashlib.blake2b(digest_size=8)
-    for weight in (model.video.head.fc.weight, model.text.model.text_projection.weight):
+    digest, head = hashlib.blake2b(digest_size=8), cast("ProjectionHead", model.video.head)
+    for weight in (head.fc.weight, model.text.model.text_projection.weight):
         digest.update(weight.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()

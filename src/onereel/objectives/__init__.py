@@ -5,13 +5,19 @@ from onereel.objectives.classification import ClassificationObjective
 from onereel.objectives.contrastive import InfoNce, SigmoidLoss
 from onereel.objectives.masked import MaskedObjective
 from onereel.objectives.max_margin import MaxMargin
+from onereel.objectives.multi_budget import MultiBudgetObjective
 from onereel.objectives.pairs import PairObjective
 
+AnyObjective = ClassificationObjective | MultiBudgetObjective | MaskedObjective | PairObjective
+"""What a run may learn, around its model."""
+
 __all__ = [
+    "AnyObjective",
     "ClassificationObjective",
     "InfoNce",
     "MaskedObjective",
     "MaxMargin",
+    "MultiBudgetObjective",
     "Objective",
     "PairObjective",
     "SigmoidLoss",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from onereel.seeding import numpy_generator
 from onereel.types import Batch
 
 VIT_TABLES = ("pos_embed", "temporal_embed", "cls_token", "length_embed")
@@ -36,6 +37,14 @@ class Objective(Protocol):
         ...
 
 
+class Budgeted(Protocol):
+    """An objective that draws one token budget for each micro-batch."""
+
+    training: bool
+    seed: int
+    budgets: tuple[int, ...]
+
+
 def layer_of_vit(name: str, depth: int, temporal_depth: int = 0) -> int:
     """Layer of a parameter of a transformer with `depth` blocks under `blocks.i`, for layer decay.
 
@@ -62,6 +71,20 @@ def layer_of_vit(name: str, depth: int, temporal_depth: int = 0) -> int:
 def undecayed_of_vit(names: Iterable[str]) -> set[str]:
     """Those of the parameter `names` that are position tables, class tokens or length embeddings: not decayed."""
     return {name for name in names if name.rpartition(".")[2] in VIT_TABLES}
+
+
+def draw_budgets(budgets: tuple[int, ...], count: int, batch: Batch, seed: int) -> tuple[int, ...]:
+    """`count` of `budgets`, in their order, for one micro-batch: the same on all ranks, whatever was drawn before."""
+    generator = numpy_generator(seed, batch.keys[0].epoch, batch.number, "budgets")
+    chosen = generator.choice(len(budgets), size=count, replace=False)
+    return tuple(budgets[i] for i in sorted(chosen.tolist()))
+
+
+def one_budget(objective: Budgeted, batch: Batch) -> int:
+    """The budget of a micro-batch, drawn in training; 0 in evaluation and where there are none to draw."""
+    if not (objective.training and objective.budgets):
+        return 0
+    return draw_budgets(objective.budgets, 1, batch, objective.seed)[0]
 
 
 def stats(num_tokens: int, num_tokens_dense: int, flops: float) -> dict[str, float]:

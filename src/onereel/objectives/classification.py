@@ -50,14 +50,17 @@ class ClassificationObjective(nn.Module):
         if batch.num_clips == 0:
             zero = logits.sum() * 0.0
             return {"loss": zero, "top1": zero.detach(), "stats": stats(0, 0, 0.0)}
-        target, label = _targets(batch)
+        target, label = targets_of(batch)
         loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         top1 = (logits.detach().argmax(dim=1) == label).float().mean()
         from_frames = isinstance(batch.clips, FrameFeatures)
         counted = stats(
             sum(output.lengths),
             output.num_dense_tokens * len(output.lengths),
-            2.0 * self.model.step_macs(output.lengths, BACKWARD_FLOPS, from_frames=from_frames),
+            2.0
+            * self.model.step_macs(
+                output.lengths, BACKWARD_FLOPS, output.grid, from_frames=from_frames
+            ),
         )
         return {"loss": loss, "top1": top1, "stats": counted}
 
@@ -69,7 +72,7 @@ class ClassificationObjective(nn.Module):
         return undecayed_of_vit(name for name, _ in self.named_parameters())
 
 
-def _targets(batch: Batch) -> tuple[Tensor, Tensor]:
+def targets_of(batch: Batch) -> tuple[Tensor, Tensor]:
     """What cross-entropy compares with (classes, or shares per class), and one class per clip `(B,)`."""
     if batch.soft_labels is not None:
         return batch.soft_labels, batch.soft_labels.argmax(dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from onereel.objectives.base import (
     BACKWARD_FLOPS,
     layer_of_vit,
+    one_budget,
     stats,
     undecayed_of_vit,
 )
@@ -45,14 +46,21 @@ class MaskedObjective(nn.Module):
         model: `model(clips, scoring_clips=, generators=)` gives a `Reconstruction`.
         std: of R, G, B in 0..1, by which the clips were divided.
         seed: of the run; masks, selectors and drop path draw from (seed, epoch, index, view).
+        budgets: tokens kept of a clip in training, one number drawn for each micro-batch; empty: the selector's own.
     """
 
     eps: Tensor
 
-    def __init__(self, model: MaskedAutoencoder, std: Sequence[float], seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        std: Sequence[float],
+        seed: int = 0,
+        budgets: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         self.model = model
-        self.seed = seed
+        self.seed, self.budgets = seed, budgets
         self.num_layers = model.encoder.depth + 2
         eps = PIXEL_EPS / torch.tensor(std, dtype=torch.float32)
         self.register_buffer("eps", eps[:, None], persistent=False)
@@ -67,7 +75,7 @@ class MaskedObjective(nn.Module):
         errors = pixel_error(output.predicted, expected)
         loss = segment_mean(errors[:, None], targets.lengths, targets.cu_seqlens).mean()
         macs = self.model.macs(visible.lengths, targets.lengths) * (1 + BACKWARD_FLOPS)
-        macs += self.model.scoring_macs(len(visible.lengths))
+        macs += self.model.scoring_macs(len(visible.lengths), visible.grid)
         num_tokens = sum(visible.lengths) + sum(targets.lengths)
         num_dense = output.num_dense_tokens * len(visible.lengths)
         return {"loss": loss, "stats": stats(num_tokens, num_dense, 2.0 * macs)}
@@ -95,6 +103,7 @@ class MaskedObjective(nn.Module):
             batch.clips,
             scoring_clips=batch.scoring_clips,
             generators=clip_generators(self.seed, batch.keys),
+            budget=one_budget(self, batch),
         )
 
     def layer_of(self, name: str) -> int:

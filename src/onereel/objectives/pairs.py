@@ -19,6 +19,7 @@ from onereel.errors import DataError
 from onereel.objectives.base import (
     BACKWARD_FLOPS,
     layer_of_vit,
+    one_budget,
     stats,
     undecayed_of_vit,
 )
@@ -77,6 +78,8 @@ class PairObjective(nn.Module):
             process need ask the others how many they have.
         mask_duplicates: pairs with equal captions are no negatives of one another (off: as published).
         seed: of the run; selectors and drop path draw from (seed, epoch, index, view).
+        budgets: tokens kept of a clip in training, one number drawn for each micro-batch, so that clips of several
+            budgets meet in one loss; empty: the selector's own.
     """
 
     def __init__(
@@ -87,9 +90,10 @@ class PairObjective(nn.Module):
         max_clips: int,
         mask_duplicates: bool = False,
         seed: int = 0,
+        budgets: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.budgets = model, loss, budgets
         self.max_clips, self.mask_duplicates, self.seed = max_clips, mask_duplicates, seed
         self.num_layers = max(model.video.encoder.depth, model.text.depth) + 2
 
@@ -160,7 +164,10 @@ class PairObjective(nn.Module):
                 "Fill in the caption column of the list"
             )
         generators = clip_generators(self.seed, batch.keys)
-        video, output = self.model.encode_video(batch.clips, batch.scoring_clips, generators)
+        budget = one_budget(self, batch)
+        video, output = self.model.encode_video(
+            batch.clips, batch.scoring_clips, generators, budget
+        )
         tokens = self.model.tokenizer(batch.captions)
         text = self.model.encode_tokens(tokens)
         if video.shape != text.shape:
@@ -209,7 +216,9 @@ class PairObjective(nn.Module):
         if batch.num_clips == 0:
             return stats(0, 0, 0.0)
         from_frames = isinstance(batch.clips, FrameFeatures)
-        macs = self.model.video.step_macs(output.lengths, BACKWARD_FLOPS, from_frames=from_frames)
+        macs = self.model.video.step_macs(
+            output.lengths, BACKWARD_FLOPS, output.grid, from_frames=from_frames
+        )
         macs += self.model.text.macs(len(batch.keys), length) * (1 + BACKWARD_FLOPS)
         num_dense = output.num_dense_tokens * len(output.lengths)
         return stats(sum(output.lengths), num_dense, 2.0 * macs)

@@ -236,6 +236,24 @@ def concatenate(parts: Sequence[Packed]) -> Packed:
     )
 
 
+def take_selected(packed: Packed, selection: TokenSelection) -> Packed:
+    """The tokens of `packed` that a smaller choice keeps, all of which it must hold; nothing asks the device.
+
+    Args:
+        selection: with `num_kept`; its run lengths replace those of `packed`.
+    """
+    assert selection.num_kept is not None  # a choice by rank always knows
+    lengths = (selection.num_kept,) * packed.batch_size
+    clip = per_token(torch.arange(packed.batch_size, device=packed.device), packed)
+    place = clip * packed.grid.num_tokens + flat_index(packed.coordinates, packed.grid)
+    chosen = selection.keep_mask.flatten().index_select(0, place)
+    positions = torch.nonzero_static(chosen, size=sum(lengths))[:, 0]
+    part = take(replace(packed, run_lengths=None), lengths, positions)
+    if selection.run_lengths is None:
+        return part
+    return replace(part, run_lengths=selection.run_lengths.flatten()[place[positions]])
+
+
 def unpack(packed: Packed, fill: float = 0.0) -> Tensor:
     """`(B, N, D)`: the packed values at their places in the grid, `fill` where nothing was kept.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from onereel.tokens.budgets import Budget, ClipCount, rank
+from onereel.errors import ConfigError
+from onereel.tokens.budgets import Budget, ClipCount, keep_first, rank
 from onereel.tokens.groups import group_sizes
 from onereel.tokens.guards import check_floor, with_floor
 from onereel.tokens.runs import run_lengths
@@ -60,6 +61,20 @@ class ScoredSelector:
     ) -> Tensor:
         """int64 `(B, N)`, best first: `keep_first` of it is the choice of `select` for any count per clip."""
         return rank(self.scores(clips, embeddings, grid, generators), grid, self.budget.groups)
+
+    def at_budget(self, count: int) -> ScoredSelector:
+        """The same with `count` tokens of each clip. Raises ConfigError where the budget is no count per clip."""
+        if not isinstance(self.budget, ClipCount):
+            raise ConfigError(
+                "objective.budgets are exact counts of each clip's best tokens, which this tokens.budget doesn't rank; "
+                "use tokens.budget clip or group (with run-length: clip)"
+            )
+        return replace(self, budget=replace(self.budget, token_budget=count))
+
+    def first(self, ranking: Tensor, count: int, grid: TubeletGrid) -> TokenSelection:
+        """What `select` with `count` tokens of each clip keeps, from the `ranking (B, N)` of `rank`."""
+        keep_mask = keep_first(ranking, count)
+        return TokenSelection(keep_mask, run_lengths(keep_mask, grid), count)
 
     def select(
         self,

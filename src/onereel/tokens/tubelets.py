@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from onereel.errors import ConfigError
-from onereel.types import TubeletGrid
+from onereel.types import ClipShape, TubeletGrid
 
 
 def tubelet_grid(
@@ -27,6 +29,33 @@ def tubelet_grid(
                 f"or a {name} that divides {count}."
             )
     return TubeletGrid(num_frames // tubelet_size, height // patch_size, width // patch_size)
+
+
+def shapes_in_window(
+    frames: Sequence[int],
+    sizes: Sequence[int],
+    window: tuple[int, int],
+    tubelet_size: int,
+    patch_size: int,
+) -> tuple[ClipShape, ...]:
+    """The pairs of `frames` and `sizes` whose clips have `window` tokens, bounds included; (0, 0): all pairs.
+
+    Flux draws from these (arXiv 2503.14237, table 14): 4, 6 ... 24 frames of 168, 196 ... 252 pixels within
+    (2048, 4096) are 18 of 44 pairs. Raises ConfigError where none is left, or a side doesn't divide.
+    """
+    counts = {
+        ClipShape(t, s): tubelet_grid(t, s, s, tubelet_size, patch_size).num_tokens
+        for t in dict.fromkeys(frames)
+        for s in dict.fromkeys(sizes)
+    }
+    low, high = window if any(window) else (0, max(counts.values()))
+    inside = tuple(shape for shape, count in counts.items() if low <= count <= high)
+    if not inside:
+        raise ConfigError(
+            f"data.token_window is {low} to {high} tokens, and the clips of data.num_frames_choices and size_choices "
+            f"have {', '.join(map(str, sorted(set(counts.values()))))}; widen the window or add choices"
+        )
+    return inside
 
 
 def clip_grid(clips: Tensor, tubelet_size: int, patch_size: int) -> TubeletGrid:

@@ -12,12 +12,13 @@ from onereel.errors import ConfigError
 from onereel.models.pretrained.convert import Converted
 
 MAY_BE_NEW = (
-    r"encoder\.length_embed$|encoder\.norm\.|head\.norm\.|head\.fc\.|decoder\."
+    r"encoder\.length_embed$|encoder\.norm\.|head\.norm\.|head\.fc\.|head\.heads\.|decoder\."
     r"|encoder\.spatial\.(norm\.|cls_token$)|encoder\.adapter\."
     r"|encoder\.temporal\.(blocks\.|norm\.|pos_embed$|cls_token$)"
 )
-"""What may start fresh: zeros, norms, the classifier, a decoder, and what follows the frames of a factorised encoder.
+"""What may start fresh: zeros, norms, classifiers, a decoder, and what follows the frames of a factorised encoder.
 Anything else that is missing is an error."""
+CLASSIFIERS = r"head\.(heads\.\d+\.)?fc\."
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def load_converted(
     """
     found, left_out = dict(converted.tensors), dict(converted.left_out)
     if not (whole or keep_head):
-        for name in [name for name in found if name.startswith("head.fc.")]:
+        for name in [name for name in found if re.match(CLASSIFIERS, name)]:
             left_out[converted.origins[name]] = f"classifier of {len(found.pop(name))} classes"
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in found]
