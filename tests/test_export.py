@@ -20,7 +20,17 @@ from onereel.models.video_model import VideoModel
 from onereel.models.vit import VisionTransformer
 from onereel.tokens.frames import FrameSelection
 from onereel.tokens.tubelets import tubelet_grid
+from onereel.types import TubeletGrid
 
+FLUX: dict[str, Any] = {
+    "style": "flux",
+    "positions": "global",
+    "pool": "attention",
+    "table_grid": TubeletGrid(3, 4, 4),
+    "patch_norm": True,
+    "local_positions": True,
+    "final_norm": False,
+}
 FIXED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kind": "all"}, {}),
     ({"kind": "all"}, {"pool": "cls", "positions": "learned", "qk_norm": True}),
@@ -28,6 +38,8 @@ FIXED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"kind": "redundancy"}, {"positions": "sincos-1d", "final_norm": False}),
     ({"kind": "group-dynamic"}, {"pool": "cls"}),
     ({"kind": "run-length", "budget": "clip", "token_budget": 7}, {"length_embedding": True}),
+    ({"kind": "group-dynamic", "token_budget": 12}, FLUX),
+    ({"kind": "all"}, {"positions": "rope", "pool": "cls"}),
 ]
 
 
@@ -39,7 +51,7 @@ def trained(tokens: dict[str, Any], **options: Any) -> TrainedModel:
         tubelet_grid(8, 16, 24, 2, 8),
         tubelet_size=2,
         patch_size=8,
-        embed_dim=24,
+        embed_dim=32,
         depth=1,
         num_heads=2,
         **options,
@@ -47,7 +59,7 @@ def trained(tokens: dict[str, Any], **options: Any) -> TrainedModel:
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
-    head = ClassificationHead(24, 5, encoder.pool, norm=not options.get("final_norm", True))
+    head = ClassificationHead(32, 5, encoder.pool, norm=not options.get("final_norm", True))
     torch.nn.init.normal_(head.fc.weight)
     model = VideoModel(encoder, head, build_selector(selected, 2, 8))
     config = from_dict(RunConfig, {"data": {"num_frames": 8}, "tokens": tokens})
@@ -71,7 +83,11 @@ def test_fixed_shapes_give_the_models_logits(
 
 @pytest.mark.parametrize(
     ("tokens", "options"),
-    [FIXED[5], *(pytest.param(*FIXED[i], marks=pytest.mark.slow) for i in range(5))],
+    [
+        FIXED[5],
+        FIXED[6],
+        *(pytest.param(*FIXED[i], marks=pytest.mark.slow) for i in (*range(5), 7)),
+    ],
 )
 def test_a_torch_export_program_is_checked_after_reading_it_back(
     tokens: dict[str, Any], options: dict[str, Any], tmp_path: Path
@@ -96,7 +112,7 @@ def test_a_torch_export_program_is_checked_after_reading_it_back(
     ("tokens", "options"),
     [
         FIXED[4],
-        *(pytest.param(*FIXED[i], marks=pytest.mark.slow) for i in (0, 1, 2, 3)),
+        *(pytest.param(*FIXED[i], marks=pytest.mark.slow) for i in (0, 1, 2, 3, 6, 7)),
     ],
 )
 def test_an_onnx_file_is_checked_by_onnxruntime(

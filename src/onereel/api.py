@@ -15,6 +15,7 @@ import torch
 
 from onereel import build
 from onereel.config import RunConfig, from_dict
+from onereel.config.model import FAMILIES, family_of
 from onereel.data.annotation_check import AnnotationReport
 from onereel.data.annotation_check import check_annotations as _check_annotations
 from onereel.data.annotations import Annotations
@@ -76,7 +77,8 @@ def create_model(name: str, num_classes: int, **options: Any) -> VideoModel:
     data = {key: options.pop(key) for key in ("num_frames", "size") if key in options}
     data.setdefault("size", int(name.rsplit("_", 1)[-1]) if name[-1:].isdigit() else 224)
     tokens = {"kind": options.pop("tokens")} if "tokens" in options else {}
-    values = {"data": data, "tokens": tokens, "model": {"name": name, **options}}
+    model = {"name": name, **FAMILIES[family_of(name)], **options}
+    values = {"data": data, "tokens": tokens, "model": model}
     return build.build_model(from_dict(RunConfig, values), num_classes)
 
 

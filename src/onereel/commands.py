@@ -5,6 +5,7 @@ Options are the parameters of the plain functions below; tyro turns their types 
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -177,6 +178,13 @@ class TrainOptions(PlanOptions):
     """Replace the run that is already there."""
 
 
+def _recipe(argv: Sequence[str]) -> RunConfig:
+    """The recipe that `argv` begins with; a model of another family than its own brings that family's fields."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model.name", dest="model", default="")
+    return load_recipe(argv[0], parser.parse_known_args(argv[1:])[0].model)
+
+
 def train_command(argv: Sequence[str]) -> int:
     from onereel import api
 
@@ -195,7 +203,7 @@ def train_command(argv: Sequence[str]) -> int:
         raise ConfigError(
             "`onereel train` wants the recipe first: onereel train RECIPE --FIELD VALUE"
         )
-    default = TrainOptions(config=load_recipe(argv[0]))
+    default = TrainOptions(config=_recipe(argv))
     options = _parse(f"train {argv[0]}", TrainOptions, argv[1:], default=default)
     result = api.train(options.config, out=options.out, overwrite=options.overwrite)
     print(f"trained {result.step} steps: {result.run / 'report.html'}")
@@ -378,9 +386,8 @@ def plan_command(argv: Sequence[str]) -> int:
             "Example: onereel plan actions --data.train train.csv --data.store store"
         )
         return 0 if argv[:1] in ([], ["-h"], ["--help"]) else 2
-    options = _parse(
-        f"plan {argv[0]}", PlanOptions, argv[1:], default=PlanOptions(config=load_recipe(argv[0]))
-    )
+    default = PlanOptions(config=_recipe(argv))
+    options = _parse(f"plan {argv[0]}", PlanOptions, argv[1:], default=default)
     from onereel.doctor import plan_run
 
     Console().print(plan_run(options.config))

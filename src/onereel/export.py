@@ -12,7 +12,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,11 +68,14 @@ class Check:
 class FixedShapes(nn.Module):
     """A `VideoModel`'s logits by operations whose shapes depend on B alone.
 
-    The blocks are the model's own; only attention knows that all clips have the same number of tokens.
+    The blocks and the head are the model's own; only attention and pooling know that all clips have the same number of
+    tokens.
 
     Raises:
         ConfigError: the number of kept tokens depends on the clip, or the selector draws.
     """
+
+    class_token: Tensor | None
 
     def __init__(self, model: VideoModel) -> None:
         super().__init__()
@@ -83,10 +86,17 @@ class FixedShapes(nn.Module):
         if isinstance(model.encoder, FactorisedEncoder):
             raise ConfigError("a factorised encoder (model.temporal_depth) cannot be exported")
         self.encoder, self.selector = model.encoder, model.selector
-        self.pool, self.norm, self.fc = head.pool, head.norm, head.fc
+        self.head = head
         self.num_kept = fixed_count(model)
         self.encoder.checkpointing = False
-        num_attending = self.num_kept + (self.encoder.cls_token is not None)
+        # One grid, one table: what was interpolated to it, once, is a constant of the graph.
+        token = self.encoder.class_token()
+        self.register_buffer("class_token", None if token is None else token.detach())
+        if self.encoder.global_positions is not None:
+            with torch.no_grad():
+                table = self.encoder.global_positions(self.encoder.grid)
+            self.encoder.global_positions = Constant(table)
+        num_attending = self.num_kept + (token is not None)
         for module in self.encoder.modules():
             if isinstance(module, Attention):
                 module.attend = equal_lengths(num_attending)
@@ -96,23 +106,30 @@ class FixedShapes(nn.Module):
         encoder, grid = self.encoder, self.encoder.grid
         patches = patchify(clips, encoder.tubelet_size, encoder.patch_size)
         x, index, run_lengths = self._kept(clips, patches)
-        coordinates = torch.stack(_coordinates(index.flatten(), grid), dim=-1)
+        coordinates = torch.stack(_coordinates(index, grid), dim=-1)
         runs = None if run_lengths is None else run_lengths.flatten()
         # Lengths are for attention and pooling, which here know them; positions don't ask.
         nowhere = torch.zeros(1, dtype=torch.int32)
-        x = encoder.place(Packed(x.flatten(0, 1), (), nowhere, coordinates, grid, runs))
-        x = x.unflatten(0, (-1, self.num_kept))
-        if encoder.cls_token is not None:
-            x = torch.cat([encoder.cls_token.expand(len_of(x), 1, -1), x], dim=1)
+        tokens = Packed(x.flatten(0, 1), (), nowhere, coordinates.flatten(0, 1), grid, runs)
+        x = encoder.place(tokens).unflatten(0, (-1, self.num_kept))
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len_of(x), 1, -1), x], dim=1)
+            coordinates = F.pad(coordinates, (0, 0, 1, 0), value=-1)
         if encoder.input_norm is not None:
             x = encoder.input_norm(x)
         num_tokens = x.shape[1]
         x = x.flatten(0, 1)
+        segments = encoder.segments(replace(tokens, coordinates=coordinates.flatten(0, 1)))
         for block in encoder.blocks:
-            x = block(x, Segments((), nowhere))
+            x = block(x, segments)
         x = encoder.norm(x).unflatten(0, (-1, num_tokens))
-        pooled = x[:, 0] if self.pool == "cls" else x.mean(dim=1)
-        return self.fc(self.norm(pooled))
+        return self.head.logits(self._pooled(x))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """`(B, F)` of features `(B, n, D)`."""
+        if self.head.pooler is not None:
+            return self.head.pooler.of_equal_lengths(x)
+        return x[:, 0] if self.head.pool == "cls" else x.mean(dim=1)
 
     def _kept(self, clips: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Embeddings `(B, K, D)`, their numbers `(B, K)` in the clip, in order, and run lengths `(B, K)` or None."""
@@ -129,6 +146,19 @@ class FixedShapes(nn.Module):
         kept = values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
         runs = None if chosen.run_lengths is None else chosen.run_lengths.gather(1, index)
         return (encoder.embed(kept) if embeddings is None else kept), index, runs
+
+
+class Constant(nn.Module):
+    """Gives the same `value`, whatever it is asked."""
+
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, _: object) -> Tensor:
+        return self.value
 
 
 def len_of(x: Tensor) -> int:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from onereel.errors import ConfigError
-from onereel.models.heads import ClassificationHead, pool_tokens
+from onereel.models.heads import ClassificationHead
+from onereel.models.pooling import pool_tokens
 from onereel.tokens.packing import cumulative_lengths
 from onereel.types import Packed, TubeletGrid
 

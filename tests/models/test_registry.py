@@ -13,12 +13,11 @@ def test_every_listed_name_can_be_made() -> None:
     for name in list_models():
         with torch.device("meta"):
             model = create_encoder(name, num_frames=4)
-        size = SIZES[name.split("_")[1]]
+        family, known, *_ = name.split("_")
+        size = SIZES[known]
         assert (model.embed_dim, model.depth) == (size.embed_dim, size.depth)
-        assert (
-            name
-            == f"vit_{name.split('_')[1]}_patch{model.patch_size}_{model.grid.gh * model.patch_size}"
-        )
+        resolution = model.grid.gh * model.patch_size
+        assert name == f"{family}_{known}_patch{model.patch_size}_{resolution}"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +48,7 @@ def test_the_name_gives_the_grid_unless_a_size_is_given() -> None:
         ("vit_bsae_patch16_224", "vit_base_patch16_224"),
         ("vit_larg_patch16_160", "vit_large_patch16_160"),
         ("vit-tiny-patch16-112", "vit_tiny_patch16_112"),
+        ("fluxvit_smal_patch14_224", "fluxvit_small_patch14_224"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str) -> None:

@@ -18,6 +18,16 @@ from onereel.tokens.packing import pack, unpack
 from onereel.types import Packed, TokenSelection, TubeletGrid
 
 GRID = TubeletGrid(4, 2, 3)
+WIDTH = 32
+FLUX: dict[str, Any] = {
+    "style": "flux",
+    "positions": "global",
+    "pool": "attention",
+    "table_grid": TubeletGrid(6, 5, 5),
+    "patch_norm": True,
+    "local_positions": True,
+    "final_norm": False,
+}
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"pool": "cls"},
@@ -25,12 +35,14 @@ VARIANTS: list[dict[str, Any]] = [
     {"length_embedding": True, "pool": "cls"},
     {"positions": "sincos-1d", "final_norm": False},
     {"positions": "space-time", "style": "clip", "pool": "cls"},
+    {"positions": "rope", "pool": "cls", "qk_norm": True},
+    FLUX,
 ]
 
 
 def encoder(grid: TubeletGrid = GRID, **options: Any) -> VisionTransformer:
     model = VisionTransformer(
-        grid, tubelet_size=2, patch_size=4, embed_dim=24, depth=3, num_heads=2, **options
+        grid, tubelet_size=2, patch_size=4, embed_dim=WIDTH, depth=3, num_heads=2, **options
     )
     if model.length_embed is not None:
         torch.nn.init.normal_(model.length_embed)  # zeros would hide which row is read
@@ -136,7 +148,7 @@ def test_length_embedding_off_is_identical_at_first_and_learns() -> None:
     plain = encoder()
     model = encoder(length_embedding=True)
     assert model.length_embed is not None
-    model.load_state_dict({**plain.state_dict(), "length_embed": torch.zeros(4, 24)})
+    model.load_state_dict({**plain.state_dict(), "length_embed": torch.zeros(4, WIDTH)})
     packed = pack(*batch(), GRID)
     features = model(packed)
     assert torch.equal(features.values, plain(packed).values)
@@ -166,7 +178,7 @@ def test_runs_longer_than_the_table_are_refused() -> None:
         model(pack(*batch(grid=longer), longer))
 
 
-@pytest.mark.parametrize("positions", ["sincos", "sincos-1d", "learned"])
+@pytest.mark.parametrize("positions", ["sincos", "sincos-1d", "learned", "global", "rope"])
 def test_another_grid_is_welcome(positions: Any) -> None:
     model, other = encoder(positions=positions), TubeletGrid(6, 4, 3)
     assert model(pack(*batch(grid=other), other)).values.isfinite().all()
@@ -231,11 +243,12 @@ def test_equal_lengths_take_the_batched_path_to_the_same_features() -> None:
     assert torch.allclose(model(packed).values, reference(packed).values, atol=1e-5)
 
 
-def test_every_tensor_is_made_on_the_device_of_the_tokens() -> None:
+@pytest.mark.parametrize("options", [{"pool": "cls"}, {"pool": "cls", "positions": "rope"}, FLUX])
+def test_every_tensor_is_made_on_the_device_of_the_tokens(options: dict[str, Any]) -> None:
     # Mixing "meta" with the CPU raises, as mixing CUDA with the CPU does.
     packed = pack(*batch(), GRID)
-    model = encoder(pool="cls", length_embedding=True, drop_path_rate=0.5, checkpointing=True)
-    head = ClassificationHead(24, 5, "cls", dropout=0.5)
+    model = encoder(length_embedding=True, drop_path_rate=0.5, checkpointing=True, **options)
+    head = ClassificationHead(WIDTH, 5, model.pool, dropout=0.5)
     on_meta = replace(
         packed,
         values=packed.values.to("meta"),
@@ -250,8 +263,9 @@ def test_every_tensor_is_made_on_the_device_of_the_tokens() -> None:
     assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
 
 
-def test_bf16_autocast_runs_forward_and_backward() -> None:
-    model = encoder(qk_norm=True, pool="cls", length_embedding=True)
+@pytest.mark.parametrize("options", [{"qk_norm": True, "pool": "cls"}, {"positions": "rope"}, FLUX])
+def test_bf16_autocast_runs_forward_and_backward(options: dict[str, Any]) -> None:
+    model = encoder(length_embedding=True, **options)
     packed = pack(*batch(), GRID)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = model(packed)
@@ -262,9 +276,14 @@ def test_bf16_autocast_runs_forward_and_backward() -> None:
 
 # torch.compile provokes this warning itself, and hides it where warnings aren't errors.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_features_are_equal_and_new_lengths_do_not_compile_again() -> None:
-    model = encoder(drop_path_rate=0.2, length_embedding=True)
+@pytest.mark.parametrize("options", [{}, {**FLUX, "positions": "rope"}])
+def test_compiled_features_are_equal_and_new_lengths_do_not_compile_again(
+    options: dict[str, Any],
+) -> None:
+    torch.manual_seed(1)
+    model = encoder(drop_path_rate=0.2, length_embedding=True, **options)
     batches = [pack(*batch(size), GRID) for size in (2, 3, 2, 4, 5, 3)]
+    assert not any(tokens.is_uniform for tokens in batches)  # another path, compiled on its own
     draws = [range(b.batch_size) for b in batches]
     expected = [model(b, generators(*d)).values for b, d in zip(batches, draws)]
     torch._dynamo.utils.counters.clear()
@@ -284,6 +303,7 @@ def test_compiled_features_are_equal_and_new_lengths_do_not_compile_again() -> N
         ({"num_heads": 5}, "embed_dim 24 is not a multiple of num_heads 5"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0; allowed"),
         ({"pool": "clas"}, "unknown pool 'clas'. Did you mean 'cls'"),
+        ({"style": "flux", "qk_norm": True}, "normalises queries and keys already"),
         ({"positions": "sincs"}, "unknown positions 'sincs'. Did you mean 'sincos'"),
         ({"attention": "spda"}, "unknown attention back-end 'spda'. Did you mean 'sdpa'"),
     ],
@@ -310,10 +330,10 @@ def test_multiply_adds_are_those_of_the_papers(size: str) -> None:
     assert model.macs((784, 196)) == sum(PUBLISHED_MACS[size][1:])
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_multiply_adds_are_those_that_run(pool: Any) -> None:
+@pytest.mark.parametrize("options", [{"pool": "mean"}, {"pool": "cls"}, FLUX])
+def test_multiply_adds_are_those_that_run(options: dict[str, Any]) -> None:
     # PyTorch's counter doesn't know the CPU's fused attention, and does know products.
-    model = encoder(pool=pool, attention="reference").eval()
+    model = encoder(attention="reference", **options).eval()
     packed = pack(*batch(), GRID)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(packed)
@@ -343,9 +363,9 @@ def test_initial_weights_are_xavier_with_query_key_and_value_apart() -> None:
     model = encoder()
     block = model.blocks[0]
     for weight, fans in (
-        (model.patch_embed.weight, 96 + 24),
-        (block.attn.qkv.weight, 24 + 24),
-        (block.fc1.weight, 24 + 96),
+        (model.patch_embed.weight, 96 + WIDTH),
+        (block.attn.qkv.weight, WIDTH + WIDTH),
+        (block.fc1.weight, WIDTH + 4 * WIDTH),
     ):
         bound = (6 / fans) ** 0.5
         assert 0.95 * bound < weight.abs().max() <= bound

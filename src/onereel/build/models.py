@@ -55,6 +55,7 @@ def build_encoder(config: RunConfig) -> Encoder:
         "drop_path_rate": model.drop_path_rate,
         "qk_norm": model.qk_norm,
         "patch_norm": model.patch_norm,
+        "local_positions": model.local_positions,
         "checkpointing": model.checkpointing,
         "attention": model.attention,
         "final_norm": not model.fc_norm,

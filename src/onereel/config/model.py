@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from onereel.config.checks import require
 from onereel.errors import ConfigError
 
 FACTORISED_ONLY = ("frozen", "adapter", "frames_at_once", "temporal_init")
+INTERNVIDEO2: dict[str, Any] = {
+    "tubelet_size": 1,
+    "pool": "attention",
+    "positions": "global",
+    "style": "flux",
+    "fc_norm": True,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "vit": {},
+    "internvideo2": INTERNVIDEO2,
+    "fluxvit": {**INTERNVIDEO2, "patch_norm": True, "local_positions": True},
+}
+"""What the first word of a model's name stands for, where it is not the defaults of the fields."""
+
+
+def family_of(name: str) -> str:
+    """The first word of a model's name; of a name that is none, "vit"."""
+    family = name.partition("_")[0]
+    return family if family in FAMILIES else "vit"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The encoder and its head."""
+    """The encoder and its head. `ModelConfig.named` fills in what a name stands for."""
 
     name: str = "vit_base_patch16_224"
     """Model name; `onereel recipes --models` lists them."""
     tubelet_size: int = 2
     """Frames per tubelet (t)."""
-    pool: Literal["mean", "cls"] = "mean"
-    """How a clip's tokens become one feature."""
-    positions: Literal["sincos", "sincos-1d", "learned", "space-time"] = "sincos"
+    pool: Literal["mean", "cls", "attention"] = "mean"
+    """How a clip's tokens become one feature: their mean, a class token, or attention of 768 dimensions (FluxViT)."""
+    positions: Literal["sincos", "sincos-1d", "learned", "space-time", "global", "rope"] = "sincos"
     """Fixed sine-cosine by coordinate, or by running number (VideoMAE's weights), or a learned table, or learned
-    tables of places and times, added (CLIP's weights)."""
-    style: Literal["vit", "clip", "vivit"] = "vit"
-    """Of norms, activation and patch embedding: the ViT paper's, or that of CLIP's weights, or of ViViT's."""
+    tables of places and times, added (CLIP's weights), or one learned table for grids of any size (FluxViT), or
+    rotary by coordinate."""
+    style: Literal["vit", "clip", "vivit", "flux"] = "vit"
+    """Of norms, activation and patch embedding: the ViT paper's, or that of CLIP's weights, of ViViT's, or of
+    InternVideo2's and FluxViT's (RMSNorm, LayerScale)."""
     temporal_depth: int = 0
     """0: attention over space and time at once. Above: a factorised encoder (ViViT's Model 2), in which the named model
     sees one tubelet in time at a time, and so many blocks see what it says of each (published: 4)."""
@@ -46,13 +67,16 @@ class ModelConfig:
     """Normalise queries and keys of each head."""
     patch_norm: bool = False
     """Normalise patches before and after their embedding; makes training from scratch on few videos far quicker."""
+    local_positions: bool = False
+    """Let each token keep a share of its own value in every attention (FluxViT)."""
     checkpointing: bool = False
     """Recompute each block in the backward pass to save memory."""
     attention: Literal["auto", "sdpa", "varlen", "reference"] = "auto"
     """Attention back-end; auto: the fastest that is exact here."""
     pretrained: str = ""
-    """Weights to start from: a run, checkpoint or saved folder of onereel; weights of VideoMAE, ViViT, a ViT, DINOv2 or
-    CLIP (a folder, a .safetensors, .pth or .bin file); or the name OWNER/MODEL of such on the Hugging Face Hub."""
+    """Weights to start from: a run, checkpoint or saved folder of onereel; weights of VideoMAE, ViViT, a ViT, DINOv2,
+    CLIP, InternVideo2 or FluxViT (a folder, a .safetensors, .pth or .bin file); or the name OWNER/MODEL of such on the
+    Hugging Face Hub."""
     inflation: Literal["central", "mean"] = "central"
     """How an image model's patch embedding becomes one of tubelets: all in the middle frame, or spread evenly."""
     image_class_token: bool = True
@@ -80,6 +104,25 @@ class ModelConfig:
                 f"model.frames_at_once is {self.frames_at_once}, but nothing is frozen: the frames of a step share one "
                 "backward pass. Set model.frozen to spatial, or lower train.batch_size_per_device"
             )
+        family = family_of(self.name)
+        if family != "vit" and self.style != FAMILIES[family]["style"]:
+            raise ConfigError(
+                f"model.name is {self.name}, but model.style is {self.style}; {family} models have style "
+                f"{FAMILIES[family]['style']}: ModelConfig.named({self.name!r}) sets all fields of the family"
+            )
+
+    @classmethod
+    def named(cls, name: str, **options: Any) -> ModelConfig:
+        """The configuration that a model's name stands for, and `options` besides."""
+        return cls(**{"name": name, **FAMILIES[family_of(name)], **options})
+
+    def renamed(self, name: str) -> ModelConfig:
+        """The same under another name; of another family, with that family's fields in place of this one's."""
+        if family_of(name) == family_of(self.name):
+            return replace(self, name=name)
+        defaults = {field.name: field.default for field in fields(self)}
+        old, new = FAMILIES[family_of(self.name)], FAMILIES[family_of(name)]
+        return replace(self, **{**{key: defaults[key] for key in old}, **new, "name": name})
 
 
 @dataclass(frozen=True)

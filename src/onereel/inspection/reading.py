@@ -140,7 +140,7 @@ def _models(patch_size: int, trained: TrainedModel | None) -> tuple[ModelCost, .
     if trained is None:
         return usual
     encoder = trained.model.encoder
-    class_tokens = int(encoder.pool == "cls")
+    class_tokens = int(encoder.cls_token is not None)
     own = ModelCost(
         trained.config.model.name, encoder.embed_dim, encoder.depth, class_tokens, chosen=True
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from onereel.errors import ConfigError
 from onereel.models.adapter import create_adapter
 from onereel.models.blocks import compile_blocks
-from onereel.models.heads import pool_tokens
+from onereel.models.pooling import pool_tokens
 from onereel.models.vit import VisionTransformer
 from onereel.tokens.packing import Frames, by_frame, concatenate, cumulative_lengths
 from onereel.types import FrameFeatures, Packed, TubeletGrid
@@ -48,9 +48,10 @@ class FactorisedEncoder(nn.Module):
         frames_at_once: int = 0,
     ) -> None:
         super().__init__()
-        if spatial.pool != temporal.pool:
+        if spatial.pool != temporal.pool or spatial.pool == "attention":
             raise ConfigError(
-                f"the spatial half pools by {spatial.pool!r}, the temporal by {temporal.pool!r}"
+                f"the spatial half pools by {spatial.pool!r}, the temporal by {temporal.pool!r}; "
+                "allowed: both by mean, or both by cls"
             )
         self.spatial, self.temporal = spatial, temporal
         self.adapter = create_adapter(adapter, temporal.embed_dim)
@@ -150,6 +151,7 @@ class FactorisedEncoder(nn.Module):
         layers = range(self.spatial.depth - self.num_layers, self.spatial.depth - 1)
         seen, below = self.spatial.forward_layers(frames, generators, layers, embedded=embedded)
         given = [seen, *(replace(seen, values=x) for x in reversed(below))]
+        assert self.pool != "attention"  # refused above
         vectors = torch.cat([pool_tokens(one, self.pool) for one in given], dim=1)
         reads_tokens = self.adapter is not None and self.adapter.reads_tokens
         return vectors, seen if reads_tokens else None

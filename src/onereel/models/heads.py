@@ -3,56 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from onereel.errors import ConfigError
-from onereel.tokens.packing import segment_mean, to_device
+from onereel.models.pooling import POOL_EPS, AttentionPool, Pool, pool_tokens
+from onereel.tokens.packing import to_device
 from onereel.types import Packed
 
 HEAD_STD = 0.02  # as timm
 NORM_EPS = 1e-6  # as in the encoder
 
 
-def pool_tokens(features: Packed, pool: Literal["mean", "cls"]) -> Tensor:
-    """One feature per clip `(B, D)`: the mean of its tokens, or its first, the class token."""
-    if pool == "cls":
-        return features.values[features.cu_seqlens[:-1]]
-    return segment_mean(features.values, features.lengths, features.cu_seqlens)
+class Head(nn.Module):
+    """What turns the features of a clip's tokens into numbers, in two steps: pool, and a linear layer.
 
+    Attributes:
+        feature_dim: F, width of the pooled feature.
+    """
 
-class Head(Protocol):
-    """A module that turns the features of a clip's tokens into numbers, in two steps."""
+    fc: nn.Linear
 
-    pool: Literal["mean", "cls"]
-
-    @property
-    def feature_dim(self) -> int:
-        """F, width of the pooled feature."""
-        ...
+    def __init__(self, embed_dim: int, pool: Pool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.pooler = AttentionPool(embed_dim) if pool == "attention" else None
+        self.feature_dim = embed_dim if self.pooler is None else self.pooler.out_dim
 
     def pooled(self, features: Packed) -> Tensor:
         """One feature per clip, `(B, F)`, neither normalised nor projected: what budgets of a clip share."""
-        ...
+        if self.pooler is not None:
+            return self.pooler(features)
+        assert self.pool != "attention"
+        return pool_tokens(features, self.pool)
 
     def logits(self, pooled: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """`(B, num_classes)` of that, or an embedding; one CPU generator per clip for dropout in training."""
-        ...
+        raise NotImplementedError
 
     def macs(self, lengths: Sequence[int]) -> int:
-        """Multiply-adds for clips of `lengths` tokens."""
-        ...
+        """Multiply-adds for clips of `lengths` tokens, class tokens not counted."""
+        linear = len(lengths) * self.fc.in_features * self.fc.out_features
+        return linear + (0 if self.pooler is None else self.pooler.macs([n + 1 for n in lengths]))
 
 
-class ClassificationHead(nn.Module):
+class ClassificationHead(Head):
     """Pool, normalise (if asked to), dropout, linear.
 
     Args:
         embed_dim: D of the encoder.
         num_classes: outputs.
-        pool: "mean" or "cls", as in the encoder.
+        pool: "mean", "cls" or "attention" (see `AttentionPool`), as in the encoder.
         dropout: probability of dropping a pooled value in training.
         norm: normalise the pooled feature (timm's fc_norm), for an encoder without a final norm.
     """
@@ -61,18 +63,19 @@ class ClassificationHead(nn.Module):
         self,
         embed_dim: int,
         num_classes: int,
-        pool: Literal["mean", "cls"] = "mean",
+        pool: Pool = "mean",
         dropout: float = 0.0,
         norm: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(embed_dim, pool)
         if num_classes < 1:
             raise ConfigError(f"num_classes is {num_classes}; allowed: 1 or more")
         if not 0 <= dropout < 1:
             raise ConfigError(f"head dropout is {dropout}; allowed: 0 or more, below 1")
-        self.num_classes, self.pool, self.dropout = num_classes, pool, dropout
-        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS) if norm else nn.Identity()
-        self.fc = nn.Linear(embed_dim, num_classes)
+        self.num_classes, self.dropout = num_classes, dropout
+        eps = NORM_EPS if self.pooler is None else POOL_EPS
+        self.norm = nn.LayerNorm(self.feature_dim, eps=eps) if norm else nn.Identity()
+        self.fc = nn.Linear(self.feature_dim, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=HEAD_STD)
         nn.init.zeros_(self.fc.bias)
 
@@ -81,15 +84,6 @@ class ClassificationHead(nn.Module):
     ) -> Tensor:
         """Logits `(B, num_classes)`; in training with dropout, one CPU generator per clip is drawn from."""
         return self.logits(self.pooled(features), generators)
-
-    @property
-    def feature_dim(self) -> int:
-        """D."""
-        return self.fc.in_features
-
-    def pooled(self, features: Packed) -> Tensor:
-        """`(B, D)`, before the norm; as of `Head`."""
-        return pool_tokens(features, self.pool)
 
     def logits(self, pooled: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """As of `Head`."""
@@ -109,25 +103,20 @@ class ClassificationHead(nn.Module):
         draws = torch.stack([torch.rand(width, generator=g) for g in generators])
         return to_device((draws >= self.dropout) / (1 - self.dropout), pooled.device)
 
-    def macs(self, lengths: Sequence[int]) -> int:
-        """As of `Head`."""
-        return len(lengths) * self.fc.in_features * self.fc.out_features
 
-
-class ProjectionHead(nn.Module):
+class ProjectionHead(Head):
     """Pool, and project without a bias into the space that video and text share.
 
     Args:
         embed_dim: D of the encoder.
         out_dim: E, width of that space.
-        pool: "mean" or "cls", as in the encoder.
+        pool: as in the encoder.
     """
 
-    def __init__(self, embed_dim: int, out_dim: int, pool: Literal["mean", "cls"] = "cls") -> None:
-        super().__init__()
-        self.pool = pool
-        self.fc = nn.Linear(embed_dim, out_dim, bias=False)
-        nn.init.normal_(self.fc.weight, std=embed_dim**-0.5)  # as CLIP
+    def __init__(self, embed_dim: int, out_dim: int, pool: Pool = "cls") -> None:
+        super().__init__(embed_dim, pool)
+        self.fc = nn.Linear(self.feature_dim, out_dim, bias=False)
+        nn.init.normal_(self.fc.weight, std=self.feature_dim**-0.5)  # as CLIP
 
     def forward(
         self, features: Packed, generators: Sequence[torch.Generator] | None = None
@@ -135,22 +124,9 @@ class ProjectionHead(nn.Module):
         """`(B, E)`, not normalised; nothing is drawn."""
         return self.logits(self.pooled(features))
 
-    @property
-    def feature_dim(self) -> int:
-        """D."""
-        return self.fc.in_features
-
-    def pooled(self, features: Packed) -> Tensor:
-        """`(B, D)`; as of `Head`."""
-        return pool_tokens(features, self.pool)
-
     def logits(self, pooled: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """As of `Head`."""
         return self.fc(pooled)
-
-    def macs(self, lengths: Sequence[int]) -> int:
-        """As of `Head`."""
-        return len(lengths) * self.fc.in_features * self.fc.out_features
 
 
 class BudgetHeads(nn.Module):

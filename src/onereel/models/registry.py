@@ -1,10 +1,11 @@
-"""Model names in timm's style, `vit_{size}_patch{p}_{resolution}`, and the encoders they stand for."""
+"""Model names in timm's style, `{family}_{size}_patch{p}_{resolution}`, and the encoders they stand for."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, NamedTuple
 
+from onereel.config.model import FAMILIES
 from onereel.errors import ConfigError, unknown_name
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.masked_autoencoder import MaskedDecoder
@@ -40,18 +41,51 @@ DECODER_SIZES = {
     "huge": Size(640, 4, 8),
 }
 """Of masked autoencoders: small to huge as VideoMAE publishes them; below, half as wide but at least 96."""
-FACTORISED_POSITIONS = ("learned", "sincos")
-_LISTED = ((16, 112), (16, 224), (14, 224), (14, 336))
-_PATTERN = re.compile(r"vit_([a-z]+)_patch([1-9]\d*)_([1-9]\d*)")
+FACTORISED = {"positions": ("sincos", "learned"), "pool": ("mean", "cls")}
+"""What both halves of a factorised encoder know."""
+TABLES = {
+    "internvideo2": TubeletGrid(8, 16, 16),
+    "base": TubeletGrid(32, 20, 20),
+    "large": TubeletGrid(32, 20, 20),
+    "huge": TubeletGrid(32, 20, 20),
+}
+"""Grids of tables of global positions, as released, by family or size: 8 x 224^2 px; 32 x 280^2 (FluxViT-B)."""
+SMALL_TABLE = TubeletGrid(24, 18, 18)
+"""24 x 252^2 px (FluxViT-S)."""
+_LISTED = {
+    "vit": ((16, 112), (16, 224), (14, 224), (14, 336)),
+    "internvideo2": ((14, 224),),
+    "fluxvit": ((14, 224),),
+}
+_PATTERN = re.compile(rf"({'|'.join(FAMILIES)})_([a-z]+)_patch([1-9]\d*)_([1-9]\d*)")
+
+
+class Name(NamedTuple):
+    """What a model's name says."""
+
+    family: str
+    size: str
+    patch_size: int
+    resolution: int
 
 
 def list_models() -> list[str]:
     """The usual names; any patch size and resolution may be written in a name."""
-    return [f"vit_{size}_patch{p}_{r}" for size in SIZES for p, r in _LISTED]
+    return [
+        f"{family}_{size}_patch{p}_{r}"
+        for family, listed in _LISTED.items()
+        for size in SIZES
+        for p, r in listed
+    ]
 
 
 def create_encoder(
-    name: str, *, num_frames: int, size: int | None = None, tubelet_size: int = 2, **options: Any
+    name: str,
+    *,
+    num_frames: int,
+    size: int | None = None,
+    tubelet_size: int | None = None,
+    **options: Any,
 ) -> VisionTransformer:
     """The encoder called `name`, with fresh weights.
 
@@ -59,22 +93,25 @@ def create_encoder(
         name: one of `list_models()`, or of the same form.
         num_frames: frames per clip.
         size: height and width in pixels; None: the resolution in the name.
-        tubelet_size: frames per tubelet.
-        options: further arguments of `VisionTransformer`.
+        tubelet_size: frames per tubelet; None: the family's (vit 2, internvideo2 and fluxvit 1).
+        options: further arguments of `VisionTransformer`, in place of the family's.
 
     Raises:
         ConfigError: the name is unknown (the nearest is named), or the clip doesn't divide into tubelets.
     """
-    match = _match(name)
-    patch_size, resolution = int(match[2]), int(match[3])
-    side = size or resolution
-    options = {"align_corners": options.get("style") == "vivit"} | options
+    parts = parse_name(name)
+    settings = {"align_corners": options.get("style") == "vivit", **FAMILIES[parts.family]}
+    settings["final_norm"] = not settings.pop("fc_norm", False)
+    settings["table_grid"] = TABLES.get(parts.family) or TABLES.get(parts.size, SMALL_TABLE)
+    own_tubelet_size = settings.pop("tubelet_size", 2)
+    tubelet_size = tubelet_size or own_tubelet_size
+    side = size or parts.resolution
     return VisionTransformer(
-        tubelet_grid(num_frames, side, side, tubelet_size, patch_size),
+        tubelet_grid(num_frames, side, side, tubelet_size, parts.patch_size),
         tubelet_size=tubelet_size,
-        patch_size=patch_size,
-        **SIZES[match[1]]._asdict(),
-        **options,
+        patch_size=parts.patch_size,
+        **SIZES[parts.size]._asdict(),
+        **{**settings, **options},
     )
 
 
@@ -100,17 +137,17 @@ def create_factorised(
 
     Raises as `create_encoder`; also where `options` say what a half does not have.
     """
-    positions = options.get("positions", "sincos")
-    if positions not in FACTORISED_POSITIONS:
-        raise ConfigError(
-            f"model.positions is {positions!r}; allowed with model.temporal_depth: "
-            f"{', '.join(FACTORISED_POSITIONS)}"
-        )
+    for option, allowed in FACTORISED.items():
+        if options.get(option, allowed[0]) not in allowed:
+            raise ConfigError(
+                f"model.{option} is {options[option]!r}; allowed with model.temporal_depth: {', '.join(allowed)}"
+            )
     spatial = create_encoder(
         name,
         num_frames=tubelet_size,
         size=size,
         tubelet_size=tubelet_size,
+        final_norm=True,
         align_corners=True,
         **options,
     )
@@ -133,19 +170,19 @@ def create_factorised(
 
 def create_decoder(name: str, encoder: VisionTransformer) -> MaskedDecoder:
     """The masked autoencoder's decoder that goes with `encoder`, which is called `name`; with fresh weights."""
-    return MaskedDecoder(encoder, **DECODER_SIZES[_match(name)[1]]._asdict())
+    return MaskedDecoder(encoder, **DECODER_SIZES[parse_name(name).size]._asdict())
 
 
 def patch_size_of(name: str) -> int:
     """Pixels per side of the patches of the encoder called `name`; raises as `create_encoder`."""
-    return int(_match(name)[2])
+    return parse_name(name).patch_size
 
 
-def _match(name: str) -> re.Match[str]:
-    """The parts of a model's name: size, patch size, resolution."""
+def parse_name(name: str) -> Name:
+    """The parts of a model's name; raises as `create_encoder`."""
     match = _PATTERN.fullmatch(name)
-    if match is None or match[1] not in SIZES:
-        form = f"_patch{match[2]}_{match[3]}" if match else ""
-        alike = [f"vit_{known}{form}" for known in SIZES] if match else []
+    if match is None or match[2] not in SIZES:
+        form = f"_patch{match[3]}_{match[4]}" if match else ""
+        alike = [f"{match[1]}_{known}{form}" for known in SIZES] if match else []
         raise unknown_name("model", name, {*list_models(), *alike})
-    return match
+    return Name(match[1], match[2], int(match[3]), int(match[4]))

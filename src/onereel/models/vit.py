@@ -14,26 +14,27 @@ from torch.utils.checkpoint import checkpoint
 from onereel.errors import ConfigError, unknown_name
 from onereel.models.attention import BACKENDS
 from onereel.models.blocks import (
-    NORM_EPS,
     STYLES,
     Block,
     Segments,
     compile_blocks,
     reset_linears,
+    reset_rescaled,
+)
+from onereel.models.positions import (
+    POSITIONS,
+    GlobalPositions,
+    PositionKind,
+    fixed_positions,
+    positions_of,
 )
 from onereel.tokens.packing import cumulative_lengths, per_token, to_device
-from onereel.tokens.positions import (
-    flat_sincos_positions,
-    gather_positions,
-    gather_space_time,
-    resize_positions,
-    sincos_positions,
-)
+from onereel.tokens.positions import gather_positions, gather_space_time, rotary_angles
 from onereel.types import Packed, TubeletGrid
 
 TOKEN_STD = 0.02  # class token and learned positions, as timm and VideoMAE
 COLORS = 3
-POSITIONS = ("sincos", "sincos-1d", "learned", "space-time")
+POOLS = ("mean", "cls", "attention")
 
 
 class VisionTransformer(nn.Module):
@@ -44,13 +45,17 @@ class VisionTransformer(nn.Module):
             other tables interpolated.
         tubelet_size, patch_size: frames and pixels per side of a tubelet.
         embed_dim, depth, num_heads: as in timm.
-        pool: "cls" puts a learned token in front of each clip, "mean" doesn't; the head pools accordingly.
-        positions: "sincos" (fixed, 3-D), "sincos-1d" (fixed, by running number: VideoMAE's weights), "learned", or
-            "space-time" (a learned table of places plus one of times, which starts as zeros: AVION's).
+        pool: "cls" and "attention" put a learned token in front of each clip, "mean" doesn't; the head pools
+            accordingly.
+        positions: "sincos" (fixed, 3-D), "sincos-1d" (fixed, by running number: VideoMAE's weights), "learned",
+            "space-time" (a learned table of places plus one of times, which starts as zeros: AVION's), "global" (see
+            `GlobalPositions`), or "rope" (queries and keys turned by time, row and column, see `rotary_angles`).
         style: one of `STYLES`.
         drop_path_rate: probability of skipping a branch of the last block for a clip; rises linearly from 0.
         qk_norm: LayerNorm on each head's queries and keys.
-        patch_norm: LayerNorm before and after the patch embedding (Dual PatchNorm, arXiv 2302.01327; FluxViT).
+        patch_norm: a norm before and after the patch embedding (Dual PatchNorm, arXiv 2302.01327; FluxViT).
+        local_positions: see `Attention`.
+        table_grid: of the table of "global" positions; None: `grid`.
         length_embedding: add a learned vector per run length (RLT section 3.2), zero at the start.
         final_norm: normalise the features; off where the head normalises the pooled one (VideoMAE's fine-tuning).
         checkpointing: recompute each block in the backward pass.
@@ -58,10 +63,12 @@ class VisionTransformer(nn.Module):
         patch_embedding: off where tokens come with a width of `embed_dim` and need none.
         align_corners: how a learned table is interpolated, see `resize_positions`.
 
-    Linear weights start as `reset_linears` says, as in the ViT paper's code, MAE and VideoMAE's pre-training.
+    Linear weights start as `reset_linears` says, as in the ViT paper's code, MAE and VideoMAE's pre-training; in style
+    "flux" as `reset_rescaled`.
     """
 
     temporal_depth = 0  # blocks over time alone, of an encoder that has such
+    pos_embed: Tensor | None
 
     def __init__(
         self,
@@ -72,12 +79,14 @@ class VisionTransformer(nn.Module):
         embed_dim: int,
         depth: int,
         num_heads: int,
-        pool: Literal["mean", "cls"] = "mean",
-        positions: Literal["sincos", "sincos-1d", "learned", "space-time"] = "sincos",
-        style: Literal["vit", "clip", "vivit"] = "vit",
+        pool: Literal["mean", "cls", "attention"] = "mean",
+        positions: PositionKind = "sincos",
+        style: Literal["vit", "clip", "vivit", "flux"] = "vit",
         drop_path_rate: float = 0.0,
         qk_norm: bool = False,
         patch_norm: bool = False,
+        local_positions: bool = False,
+        table_grid: TubeletGrid | None = None,
         length_embedding: bool = False,
         final_norm: bool = True,
         checkpointing: bool = False,
@@ -88,50 +97,50 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if embed_dim % num_heads:
             raise ConfigError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
-        for kind, given, allowed in (
-            ("pool", pool, ("mean", "cls")),
-            ("positions", positions, POSITIONS),
-            ("style", style, STYLES),
-            ("attention back-end", attention, ("auto", *BACKENDS)),
-        ):
-            if given not in allowed:
-                raise unknown_name(kind, given, allowed)
+        _check_names(pool, positions, style, attention)
         if not 0 <= drop_path_rate < 1:
             raise ConfigError(f"drop_path_rate is {drop_path_rate}; allowed: 0 or more, below 1")
+        look = STYLES[style]
+        if qk_norm and look.wide_qk_norm:
+            raise ConfigError(f"style {style} normalises queries and keys already: set qk_norm off")
         self.grid, self.tubelet_size, self.patch_size = grid, tubelet_size, patch_size
         self.embed_dim, self.depth, self.num_heads, self.pool = embed_dim, depth, num_heads, pool
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
         self.qk_norm, self.attention, self.align_corners = qk_norm, attention, align_corners
         self.patch_values = COLORS * tubelet_size * patch_size**2
-        self._add_patch_embedding(patch_embedding, patch_norm, STYLES[style].patch_bias)
         self.positions, self.style = positions, style
-        self._add_position_tables()
-        self.cls_token = nn.Parameter(torch.empty(embed_dim)) if pool == "cls" else None
+        self._add_patch_embedding(patch_embedding, patch_norm)
+        self._add_position_tables(table_grid or grid)
+        self.cls_token = nn.Parameter(torch.empty(embed_dim)) if pool != "mean" else None
         self.length_embed = (
             nn.Parameter(torch.empty(grid.gt, embed_dim)) if length_embedding else None
         )
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, qk_norm, attention, STYLES[style]) for _ in range(depth)
+            Block(embed_dim, num_heads, qk_norm, attention, look, local_positions)
+            for _ in range(depth)
         )
-        eps = STYLES[style].norm_eps
-        self.input_norm = nn.LayerNorm(embed_dim, eps=eps) if STYLES[style].input_norm else None
-        self.norm = nn.LayerNorm(embed_dim, eps=eps) if final_norm else nn.Identity()
+        self.input_norm = look.make_norm(embed_dim) if look.input_norm else None
+        self.norm = look.make_norm(embed_dim) if final_norm else nn.Identity()
         self.reset_parameters()
 
-    def _add_patch_embedding(self, wanted: bool, norms: bool, bias: bool) -> None:
-        sizes = (self.patch_values, self.embed_dim)
-        self.patch_embed = nn.Linear(*sizes, bias=bias) if wanted else nn.Identity()
-        self.patch_norms = (
-            nn.ModuleList(nn.LayerNorm(n, eps=NORM_EPS) for n in sizes) if norms else None
-        )
+    def _add_patch_embedding(self, wanted: bool, norms: bool) -> None:
+        sizes, look = (self.patch_values, self.embed_dim), STYLES[self.style]
+        self.patch_embed = nn.Linear(*sizes, bias=look.patch_bias) if wanted else nn.Identity()
+        self.patch_norms = nn.ModuleList(map(look.make_norm, sizes)) if norms else None
 
-    def _add_position_tables(self) -> None:
+    def _add_position_tables(self, table_grid: TubeletGrid) -> None:
         grid, width = self.grid, self.embed_dim
+        self.global_positions: nn.Module | None = None
         if self.positions == "learned":
             self.pos_embed = nn.Parameter(torch.empty(grid.num_tokens, width))
         elif self.positions == "space-time":
             self.pos_embed = nn.Parameter(torch.empty(grid.gh * grid.gw, width))
             self.temporal_embed = nn.Parameter(torch.empty(grid.gt, width))
+        elif self.positions == "global":
+            self.global_positions = GlobalPositions(table_grid, width)
+            self.pos_embed = None
+        elif self.positions == "rope":
+            self.pos_embed = None
         else:
             # Not persistent: it follows from the grid, and another grid must be able to load the weights.
             table = fixed_positions(self.positions, grid, width)
@@ -139,7 +148,10 @@ class VisionTransformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw fresh weights, from the global generator as every PyTorch module does."""
-        reset_linears(self)
+        if STYLES[self.style].init_std:
+            reset_rescaled(self, STYLES[self.style].init_std)
+        else:
+            reset_linears(self)
         if isinstance(self.pos_embed, nn.Parameter):
             nn.init.trunc_normal_(self.pos_embed, std=TOKEN_STD)
         if self.positions == "space-time":
@@ -175,8 +187,8 @@ class VisionTransformer(nn.Module):
             embedded: the values are already those of `embed`, `(M, D)`.
 
         Returns:
-            Features `(M, D)`, normalised where the encoder has a final norm. With pool="cls" each clip begins with
-            its class token, whose coordinates are -1.
+            Features `(M, D)`, normalised where the encoder has a final norm. Where it has a class token, each clip
+            begins with it, at coordinates -1.
         """
         return self.forward_layers(tokens, generators, (), embedded=embedded)[0]
 
@@ -192,11 +204,12 @@ class VisionTransformer(nn.Module):
         if not embedded:
             tokens = replace(tokens, values=self.embed(tokens.values))
         tokens = replace(tokens, values=self.place(tokens))
-        if self.cls_token is not None:
-            tokens = prepend_token(tokens, self.cls_token)
+        token = self.class_token()
+        if token is not None:
+            tokens = prepend_token(tokens, token)
         if self.input_norm is not None:
             tokens = replace(tokens, values=self.input_norm(tokens.values))
-        segments = Segments(tokens.lengths, tokens.cu_seqlens)
+        segments = self.segments(tokens)
         scales = self._drop_path_scales(tokens, generators)
         x, between = tokens.values, []
         for number, (block, scale) in enumerate(zip(self.blocks, scales, strict=True)):
@@ -211,12 +224,32 @@ class VisionTransformer(nn.Module):
                 between.append(x)
         return replace(tokens, values=self.norm(x)), between
 
+    def class_token(self) -> Tensor | None:
+        """What each clip begins with, its place in it: `(D,)`; None where there is none."""
+        if self.cls_token is None or not isinstance(self.global_positions, GlobalPositions):
+            return self.cls_token
+        return self.cls_token + self.global_positions.pos_embed[0]
+
+    def segments(self, tokens: Packed) -> Segments:
+        """What attention must know of `tokens`, class tokens included."""
+        angles = None
+        if self.positions == "rope":
+            angles = rotary_angles(tokens.coordinates, self.embed_dim // self.num_heads)
+        return Segments(tokens.lengths, tokens.cu_seqlens, angles)
+
     def place(self, tokens: Packed) -> Tensor:
         """Embedded tokens plus what says where they are and how long they last: `(M, D)`."""
-        x = tokens.values + self._positions(tokens)
+        positions = self._positions(tokens)
+        x = tokens.values if positions is None else tokens.values + positions
         return x if self.length_embed is None else x + self._length_embedding(tokens)
 
-    def _positions(self, tokens: Packed) -> Tensor:
+    def _positions(self, tokens: Packed) -> Tensor | None:
+        """What is added to each token; None where attention sees to positions."""
+        if self.global_positions is not None:
+            table = self.global_positions(tokens.grid)
+            return gather_positions(table, tokens.coordinates, tokens.grid)
+        if self.pos_embed is None:
+            return None
         if self.positions == "space-time":
             tables = (self.pos_embed, self.temporal_embed)
             return gather_space_time(*tables, tokens.coordinates, self.grid, tokens.grid)
@@ -261,34 +294,21 @@ class VisionTransformer(nn.Module):
         `12 n d^2 + 2 n^2 d` per block and `n P d` for the embedding; a class token counts in the blocks.
         `num_embedded`: patches embedded, where that is more than are kept.
         """
-        d, extra = self.embed_dim, int(self.pool == "cls")
+        d, extra = self.embed_dim, int(self.cls_token is not None)
         blocks = sum(12 * n * d**2 + 2 * n**2 * d for n in (n + extra for n in lengths))
         embedded = sum(lengths) if num_embedded is None else num_embedded
         return self.depth * blocks + embedded * self.patch_values * d
 
 
-def fixed_positions(kind: str, grid: TubeletGrid, dim: int) -> Tensor:
-    """The table `(N, dim)` of positions "sincos" or "sincos-1d"."""
-    return (sincos_positions if kind == "sincos" else flat_sincos_positions)(grid, dim)
-
-
-def positions_of(
-    tokens: Packed,
-    table: Tensor,
-    made_for: TubeletGrid,
-    kind: str,
-    *,
-    align_corners: bool = False,
-) -> Tensor:
-    """Rows `(M, D)` of a position `table` of this `kind`; on another grid 3-D sin-cos is computed, others resized."""
-    grid = tokens.grid
-    if grid != made_for:
-        table = (
-            sincos_positions(grid, table.shape[1], table.device)
-            if kind == "sincos"
-            else resize_positions(table, made_for, grid, align_corners=align_corners)
-        )
-    return gather_positions(table, tokens.coordinates, grid)
+def _check_names(pool: str, positions: str, style: str, attention: str) -> None:
+    for kind, given, allowed in (
+        ("pool", pool, POOLS),
+        ("positions", positions, POSITIONS),
+        ("style", style, STYLES),
+        ("attention back-end", attention, ("auto", *BACKENDS)),
+    ):
+        if given not in allowed:
+            raise unknown_name(kind, given, allowed)
 
 
 def prepend_token(packed: Packed, token: Tensor) -> Packed:

@@ -62,7 +62,7 @@ def layer_of_vit(name: str, depth: int, temporal_depth: int = 0) -> int:
     if ".spatial.norm." in name:
         return spatial_depth
     is_embedding = (
-        re.search(r"(patch_embed|patch_norms|input_norm)\.", name)
+        re.search(r"(patch_embed|patch_norms|input_norm|global_positions)\.", name)
         or name.rpartition(".")[2] in VIT_TABLES
     )
     return 0 if is_embedding else depth + 1

@@ -59,8 +59,12 @@ def recipe_function(name: str) -> Callable[[], RunConfig]:
     return getattr(import_module(module), function)
 
 
-def load_recipe(name: str) -> RunConfig:
-    """The configuration of recipe `name`, which remembers where it came from."""
+def load_recipe(name: str, model: str = "") -> RunConfig:
+    """The configuration of recipe `name`, which remembers where it came from.
+
+    Args:
+        model: name of the model in place of the recipe's own; see `ModelConfig.renamed`.
+    """
     try:
         config = recipe_function(name)()
     except Exception as error:  # somebody else's code may raise anything
@@ -69,7 +73,8 @@ def load_recipe(name: str) -> RunConfig:
         raise _error_in(Path(name), error) from error
     if not isinstance(config, RunConfig):
         raise ConfigError(f"recipe {name!r} returned {type(config).__name__}, not a RunConfig")
-    return replace(config, recipe=name)
+    named = config.model.renamed(model) if model else config.model
+    return replace(config, recipe=name, model=named)
 
 
 def describe(name: str) -> str:

@@ -48,6 +48,62 @@ def flat_sincos_positions(
     return halves.transpose(1, 2).flatten(1)
 
 
+def video_sincos_positions(
+    grid: TubeletGrid, dim: int, device: torch.device | None = None
+) -> Tensor:
+    """The start of InternVideo2's and FluxViT's tables, float32 `(N, dim)`: a quarter for time, three for space.
+
+    Of space, columns come before rows, as in their code. Raises ValueError where `dim` is not a multiple of 16.
+    """
+    if dim % 16:
+        raise ValueError(f"these sin-cos positions need a dim that is a multiple of 16, not {dim}")
+    time = _sincos_axis(grid.gt, dim // 4, device)[:, None, None]
+    rows = _sincos_axis(grid.gh, dim // 8 * 3, device)[None, :, None]
+    columns = _sincos_axis(grid.gw, dim // 8 * 3, device)[None, None]
+    axes = [axis.expand(*grid, -1) for axis in (time, columns, rows)]
+    return torch.cat(axes, dim=-1).flatten(0, 2)
+
+
+def resize_bicubic(table: Tensor, old: TubeletGrid, new: TubeletGrid) -> Tensor:
+    """A table `(N, D)` made for grid `old`, interpolated linearly in time and bicubically in space to grid `new`.
+
+    Corners are not aligned (FluxViT's rule for its global positions).
+    """
+    if old == new:
+        return table
+    times = table.float().unflatten(0, (old.gt, -1)).permute(1, 2, 0)  # (gh * gw, D, gt)
+    times = F.interpolate(times, size=new.gt, mode="linear", align_corners=False)
+    pictures = times.permute(2, 1, 0).unflatten(2, old[1:])  # (gt, D, gh, gw)
+    pictures = F.interpolate(pictures, size=new[1:], mode="bicubic", align_corners=False)
+    return pictures.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)
+
+
+def rotary_angles(coordinates: Tensor, head_dim: int) -> Tensor:
+    """Angles float32 `(M, head_dim / 2)` of axial 3-D rotary positions (RoPE, arXiv 2104.09864) at `(M, 3)` (t, h, w).
+
+    A third of the pairs of channels turns with each axis, rounded down; time takes what is left over. A class token
+    (coordinates -1) is not turned. Raises ValueError where `head_dim` is odd or below 6.
+    """
+    if head_dim < 6 or head_dim % 2:
+        raise ValueError(f"rotary positions need an even head width of 6 or more, not {head_dim}")
+    pairs = head_dim // 2
+    counts = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
+    places = coordinates.clamp(min=0).float()
+    angles = []
+    for axis, count in enumerate(counts):
+        exponents = torch.arange(count, dtype=torch.float32, device=coordinates.device) / count
+        angles.append(places[:, axis, None] * SINCOS_BASE**-exponents)
+    return torch.cat(angles, dim=1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """`x (M, h, d)` with channel i and channel i + d / 2 turned as a plane by `angles (M, d / 2)`; in float32."""
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return turned.to(x.dtype)
+
+
 def resize_positions(
     table: Tensor, old: TubeletGrid, new: TubeletGrid, *, align_corners: bool = False
 ) -> Tensor:
