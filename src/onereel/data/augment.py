@@ -199,19 +199,12 @@ class BatchAugment:
         if batch.labels is None or self.num_classes is None:
             raise DataError("mixup and cutmix need a label for every clip; set their alphas to 0")
         height, width = clips.shape[-2:]
-        mixes = [Mix()] * len(batch.keys)
-        if len(mixes) > 1:
-            for i in _chosen(batch.keys, self.config.mix_prob, self.seed, "mix"):
-                generator = self._generator(batch.keys[i], "mix_how")
-                mixes[i] = draw_mix(height, width, self.config, generator)
+        mixes = draw_mixes(batch.keys, self.config, self.seed, height, width)
         distance = partner_distance(batch.keys)
         batch.clips = mix_clips(clips, mixes, distance)
         if batch.scoring_clips is not None:
             batch.scoring_clips = mix_clips(batch.scoring_clips, mixes, distance)
-        one_hot = F.one_hot(batch.labels, self.num_classes).float()
-        weights = torch.tensor([[mix.weight] for mix in mixes], pin_memory=one_hot.is_cuda)
-        weights = weights.to(one_hot.device, non_blocking=True)
-        batch.soft_labels = one_hot.lerp(one_hot.roll(distance, 0), weights)
+        batch.soft_labels = mix_labels(batch.labels, self.num_classes, mixes, distance)
 
 
 def mirror(clips: Tensor, keys: Sequence[SampleKey], prob: float, seed: int) -> None:
@@ -250,6 +243,27 @@ def partner_distance(keys: list[SampleKey]) -> int:
         return int((indices == np.roll(indices, distance)).sum())
 
     return min(range(1, len(keys)), key=num_own, default=1)
+
+
+def draw_mixes(
+    keys: list[SampleKey], config: AugmentConfig, seed: int, height: int, width: int
+) -> list[Mix]:
+    """How each clip of a batch is mixed; one that is alone is not."""
+    mixes = [Mix()] * len(keys)
+    if len(mixes) > 1:
+        for i in _chosen(keys, config.mix_prob, seed, "mix"):
+            key = keys[i]
+            generator = numpy_generator(seed, key.epoch, key.index, key.view, "mix_how")
+            mixes[i] = draw_mix(height, width, config, generator)
+    return mixes
+
+
+def mix_labels(labels: Tensor, num_classes: int, mixes: list[Mix], distance: int) -> Tensor:
+    """Shares `(B, num_classes)` of the classes in clips that `mix_clips` mixed."""
+    one_hot = F.one_hot(labels, num_classes).float()
+    weights = torch.tensor([[mix.weight] for mix in mixes], pin_memory=one_hot.is_cuda)
+    weights = weights.to(one_hot.device, non_blocking=True)
+    return one_hot.lerp(one_hot.roll(distance, 0), weights)
 
 
 def mix_clips(clips: Tensor, mixes: list[Mix], distance: int) -> Tensor:
