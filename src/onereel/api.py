@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from onereel import build
+from onereel.caching import cached_loader
 from onereel.config import RunConfig, from_dict
 from onereel.config.model import FAMILIES, family_of
 from onereel.data.annotation_check import AnnotationReport
@@ -49,6 +50,7 @@ from onereel.training import (
     run_lock,
     run_on_main,
 )
+from onereel.training.step import Augment
 from onereel.validation import RESULT, Validation
 from onereel.video.library import open_library
 from onereel.video.prepare import PrepareReport
@@ -133,11 +135,14 @@ def train(
         val=_absolute(val or config.data.val),
         store=_absolute(store or config.data.store),
         root=_absolute(config.data.root),
+        cache=_absolute(config.data.cache),
     )
-    weights = config.model.pretrained
-    if os.path.exists(weights):  # else the name of a model on the Hub
-        weights = _absolute(weights)
-    config = replace(config, data=lists, model=replace(config.model, pretrained=weights))
+    model = replace(
+        config.model,
+        pretrained=_absolute_if_there(config.model.pretrained),
+        backbone=_absolute_if_there(config.model.backbone),
+    )
+    config = replace(config, data=lists, model=model)
     run = Path(out or Path("runs") / (Path(config.recipe).stem or "run"))
     return _train(config, run, overwrite=overwrite, resume=False)
 
@@ -145,6 +150,11 @@ def train(
 def _absolute(path: str) -> str:
     """So that the run can be resumed from any folder."""
     return os.path.abspath(path) if path else ""
+
+
+def _absolute_if_there(path: str) -> str:
+    """Else it is the name of a model on the Hub."""
+    return _absolute(path) if os.path.exists(path) else path
 
 
 def resume(run: str | Path) -> TrainResult:
@@ -168,7 +178,7 @@ def _train_in(
     class_names = _class_names(config, annotations)
     dataset = build.build_dataset(config, annotations, class_names or None, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
-    augment = build.build_augment(config, len(class_names) or None, training=True)
+    augment: Augment = build.build_augment(config, len(class_names) or None, training=True)
     goes_on = resume and bool(list_checkpoints(run))
     tokenizer = _tokenizer(config, annotations, run if goes_on else None)
     validation = Validation(config, run, class_names, world) if config.data.val else None
@@ -185,6 +195,12 @@ def _train_in(
     if tokenizer is not None:
         text = tokenizer.to_json()
         run_on_main(lambda: write_atomically(run / TOKENIZER, text))
+    state = resume_state(run) if resume else None
+    if config.data.cache_views:
+        if state is not None:
+            objective.load_state_dict(state["model"])
+        loader = cached_loader(config, objective.model, dataset, world=world, run=run)
+        augment = build.build_feature_augment(config, len(class_names) or None)
     result = fit(
         objective,
         loader,
@@ -196,7 +212,7 @@ def _train_in(
         device=world.device,
         class_names=class_names,
         evaluate=(lambda step, epoch: validation(objective)) if validation else None,
-        resume=resume_state(run) if resume else None,
+        resume=state,
     )
     shown = validation.dataset if validation else dataset
     run_on_main(lambda: try_report(run, config, objective, shown))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from onereel.errors import ConfigError
 from onereel.models import backbone as backbone_module
-from onereel.models.backbone import ImageBackbone, pixel_stats
+from onereel.models.backbone import ImageBackbone
+from onereel.models.heads import pool_tokens
 from onereel.tokens.packing import pack_all
 from onereel.tokens.tubelets import clip_grid, patchify
 from onereel.types import Packed
@@ -106,8 +106,8 @@ def test_features_are_those_of_transformers(
     clips = torch.randn(2, 3, 3, size, size)
     backbone = ImageBackbone(str(saved(name)), size)
     with torch.no_grad():
-        found = backbone.of_patches(packed_frames(clips, 8))
-    assert found.shape == (6, 32)
+        seen, _ = backbone.forward_layers(packed_frames(clips, 8))
+    found = pool_tokens(seen, backbone.pool)
     torch.testing.assert_close(found, expected(saved(name), clips.flatten(0, 1)), rtol=0, atol=1e-5)
 
 
@@ -135,15 +135,6 @@ def test_multiply_adds_are_those_of_the_formula(saved: Callable[[str], Path]) ->
     assert backbone.macs((36, 36)) == 2 * backbone.macs_per_frame
 
 
-def test_its_pixels_are_those_of_its_processor(
-    saved: Callable[[str], Path], tmp_path: Path
-) -> None:
-    assert pixel_stats(str(saved("siglip_vision"))) is None
-    stats = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.5]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stats))
-    assert pixel_stats(str(tmp_path)) == ((0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
-
-
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -155,13 +146,11 @@ def test_pictures_that_patches_do_not_divide(saved: Callable[[str], Path]) -> No
 def test_selected_tokens_are_refused(saved: Callable[[str], Path]) -> None:
     frames = packed_frames(torch.randn(1, 2, 3, 32, 32), 8)
     half = Packed(frames.values[:24], (16, 8), frames.cu_seqlens, frames.coordinates, frames.grid)
-    with pytest.raises(ConfigError, match=r"--tokens\.kind all"):
-        ImageBackbone(str(saved("vit")), 32).of_patches(half)
+    with pytest.raises(ConfigError, match=r"tokens\.kind to all"):
+        ImageBackbone(str(saved("vit")), 32).forward_layers(half)
 
 
 def test_what_is_no_image_transformer(saved: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not there"):
-        ImageBackbone(str(tmp_path / "absent"), 32)
     with pytest.raises(ConfigError, match="is no model that transformers can load"):
         ImageBackbone(str(tmp_path), 32)
     text = transformers.CLIPTextModel(

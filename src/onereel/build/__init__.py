@@ -11,6 +11,13 @@ from onereel.build.data import (
     num_threads,
     num_workers,
 )
+from onereel.build.features import (
+    build_encoding_augment,
+    build_encoding_loader,
+    build_feature_augment,
+    build_feature_cache,
+    build_feature_key,
+)
 from onereel.build.models import (
     build_autoencoder,
     build_dual_encoder,
@@ -35,7 +42,12 @@ __all__ = [
     "build_dataset",
     "build_dual_encoder",
     "build_encoder",
+    "build_encoding_augment",
+    "build_encoding_loader",
     "build_eval_loader",
+    "build_feature_augment",
+    "build_feature_cache",
+    "build_feature_key",
     "build_frames",
     "build_library",
     "build_model",

@@ -9,6 +9,7 @@ from onereel.config import RunConfig
 from onereel.data.annotations import Annotations, paragraphs, read_annotations
 from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
+from onereel.data.features import FeatureCache
 from onereel.data.loader import ClipLoader
 from onereel.data.shapes import FlexibleShapes
 from onereel.data.sources.epic import are_actions
@@ -92,8 +93,15 @@ def num_threads(config: RunConfig, devices_here: int = 1) -> int:
 
 
 def build_train_loader(
-    config: RunConfig, dataset: ClipDataset, *, world: World, run: Path
+    config: RunConfig,
+    dataset: ClipDataset,
+    *,
+    world: World,
+    run: Path,
+    features: FeatureCache | None = None,
 ) -> ClipLoader:
+    """Shuffled clips for one rank, or what a cache of `features` has in their place."""
+    workers = num_workers(config, world.world_size)
     return ClipLoader(
         dataset,
         batch_size=config.train.batch_size_per_device,
@@ -102,17 +110,19 @@ def build_train_loader(
         drop_last=True,
         rank=world.rank,
         world_size=world.world_size,
-        num_workers=num_workers(config, world.world_size),
+        # One process keeps up with any disk: features are copied, not decoded.
+        num_workers=workers if features is None else min(workers, 1),
         prefetch=config.data.prefetch,
         repeats=config.data.repeats,
         max_bad_ratio=config.data.max_bad_ratio,
         quarantine=run / "quarantine.csv",
         pin_memory=world.device.type == "cuda",
-        pick=build_picker(config, training=True),
+        pick=build_picker(config, training=True) if features is None else None,
         hflip_prob=config.augment.hflip_prob,
         shapes=FlexibleShapes(train_shapes(config), config.seed)
         if config.data.is_flexible
         else None,
+        features=features,
     )
 
 

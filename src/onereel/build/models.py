@@ -18,6 +18,7 @@ from onereel.models.dual_encoder import DualEncoder
 from onereel.models.factorised import Encoder
 from onereel.models.heads import BudgetHeads, ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
+from onereel.models.pretrained.reading import locate, pixel_stats
 from onereel.models.registry import create_decoder, create_encoder, create_factorised
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import VideoModel
@@ -67,11 +68,27 @@ def build_encoder(config: RunConfig) -> Encoder:
     return create_factorised(
         model.name,
         temporal_depth=model.temporal_depth,
+        backbone=_backbone(config),
         adapter=model.adapter,
         frozen=model.frozen == "spatial",
         frames_at_once=model.frames_at_once,
         **options,
     )
+
+
+def _backbone(config: RunConfig) -> str:
+    """The folder of model.backbone, if there is one. Raises ConfigError where it knows pixels of another scale."""
+    if not config.model.backbone:
+        return ""
+    folder = locate(config.model.backbone)
+    stats, given = pixel_stats(folder, {}), (config.augment.mean, config.augment.std)
+    if stats is not None and stats != given:
+        mean, std = (" ".join(map(str, values)) for values in stats)
+        raise ConfigError(
+            f"model.backbone {config.model.backbone} was trained on pixels of other mean and standard deviation than "
+            f"augment.mean and augment.std, {given[0]} and {given[1]}; add --augment.mean {mean} --augment.std {std}"
+        )
+    return str(folder)
 
 
 def build_model(config: RunConfig, num_classes: int) -> VideoModel:

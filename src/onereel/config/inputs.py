@@ -45,6 +45,13 @@ class DataConfig:
     """Share of the frame's area that a random resized crop takes."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a random resized crop."""
+    cache_views: int = 0
+    """Random views of each sample (K) whose features are made once, where the spatial half is frozen: epoch e then
+    trains on view e mod K, without decoding or encoding a frame. 0: off."""
+    cache: str = ""
+    """Folder of these features; runs with the same frozen half, lists and views share it. Empty: RUN/features."""
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Of these features; float32: training is, bit for bit, that without a cache, up to epoch K."""
     repeats: int = 1
     """Views of one decoded video per sample (repeated augmentation); each counts as a clip of the batch."""
     num_workers: int = -1
@@ -61,6 +68,7 @@ class DataConfig:
         require(self.sampling_rate >= 1, "data.sampling_rate", self.sampling_rate, "1 or more")
         require(_is_size(self.size), "data.size", self.size, "even, 16 or more")
         self._check_flexible()
+        require(self.cache_views >= 0, "data.cache_views", self.cache_views, "0 or more")
         require(self.repeats >= 1, "data.repeats", self.repeats, "1 or more")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "0 < low <= high <= 1")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from onereel.config.checks import require
 from onereel.errors import ConfigError
 
-FACTORISED_ONLY = ("frozen", "adapter", "frames_at_once", "temporal_init")
+FACTORISED_ONLY = ("frozen", "backbone", "adapter", "frames_at_once", "temporal_init")
 INTERNVIDEO2: dict[str, Any] = {
     "tubelet_size": 1,
     "pool": "attention",
@@ -52,6 +52,9 @@ class ModelConfig:
     sees one tubelet in time at a time, and so many blocks see what it says of each (published: 4)."""
     frozen: Literal["none", "spatial"] = "none"
     """spatial: the spatial half of a factorised encoder keeps the weights it starts from (arXiv 2306.04822)."""
+    backbone: str = ""
+    """An image ViT of transformers as the frozen spatial half (DINOv2, DINOv3, SigLIP, CLIP, ViT): its folder, or its
+    name OWNER/MODEL on the Hugging Face Hub. model.name then says its patch size, and nothing else."""
     adapter: Literal["none", "bottleneck", "temporal-conv", "attention-pool", "fusion"] = "none"
     """Between the halves of a factorised encoder, the identity at first: a bottleneck on each frame's vector; that and
     a convolution over time; attention to the frame's tokens; a bottleneck on the vectors of the last four layers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from onereel.config.checks import require
+from onereel.config.frozen import check_backbone, check_cache
 from onereel.config.inputs import AugmentConfig, DataConfig, TokensConfig
 from onereel.config.learning import EvalConfig, ObjectiveConfig, OptimConfig, TrainConfig
 from onereel.config.model import ModelConfig, TextConfig
@@ -40,6 +41,8 @@ class RunConfig:
         self._check_start()
         self._check_budgets()
         self._check_flexible()
+        check_backbone(self)
+        check_cache(self)
         masked_tubes = self.objective.kind == "masked" and self.objective.mask == "tube"
         keeps_a_picture = tokens.kind == "run-length" and tokens.budget in ("auto", "threshold")
         if masked_tubes and tokens.kind != "all" and not keeps_a_picture:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from onereel.data.annotations import Annotations, Record
 from onereel.data.augment import mirror
 from onereel.data.dataset import ClipDataset, ClipReader, Sample
+from onereel.data.features import FeatureCache, FeatureReader
 from onereel.data.order import shuffled
 from onereel.data.shapes import FlexibleShapes
 from onereel.data.workers import main_hidden_from, worker_options
@@ -89,6 +90,7 @@ class ClipLoader:
             are whole clips, and selection is left to the model.
         hflip_prob: where there is `pick`: probability of mirroring a clip before it, drawn as by `BatchAugment`.
         shapes: flexible sampling: frames and size of each micro-batch, in place of the dataset's.
+        features: what stands for the clips of `dataset`: batches then hold `FrameFeatures`, and nothing is decoded.
 
     Raises ConfigError where the numbers don't fit together, DataError where an epoch has no batch.
     """
@@ -113,6 +115,7 @@ class ClipLoader:
         pick: Pick | None = None,
         hflip_prob: float = 0.0,
         shapes: FlexibleShapes | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         if batch_size % repeats:
             raise ConfigError(
@@ -138,8 +141,9 @@ class ClipLoader:
         self._next: tuple[int, int] | None = None
         self._stream: Iterator[_Loaded] = iter(())
         options = worker_options(num_workers, prefetch, dataset.library) if num_workers else {}
+        reader = dataset.reader if features is None else FeatureReader(features, dataset.reader)
         self._data_loader = DataLoader(
-            _BatchReader(dataset.reader, pick, hflip_prob),
+            _BatchReader(reader, pick, hflip_prob),
             batch_size=None,
             sampler=self._plan,
             collate_fn=_unchanged,
@@ -153,6 +157,10 @@ class ClipLoader:
     def num_batches(self) -> int:
         """Batches of this rank in an epoch."""
         return self._plan.num_batches
+
+    def keys(self, epoch: int, batch: int) -> list[SampleKey]:
+        """What batch `batch` of `epoch` holds, if all of it can be read."""
+        return [key for _, keys in self._plan.jobs(epoch, batch) for key in keys]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start` and later of `epoch`, uint8 on the CPU; those before cost nothing. One iteration at a time.
@@ -297,12 +305,16 @@ class _Plan(Sampler[_BatchJob]):
 class _BatchReader(Dataset):
     """Reads whole batches, in a worker or here."""
 
-    def __init__(self, reader: ClipReader, pick: Pick | None, hflip_prob: float) -> None:
+    def __init__(
+        self, reader: ClipReader | FeatureReader, pick: Pick | None, hflip_prob: float
+    ) -> None:
         self.reader, self.pick, self.hflip_prob = reader, pick, hflip_prob
 
     def __getitem__(self, batch: _BatchJob) -> _Loaded:
         jobs, shape = batch
-        reader = self.reader if shape is None else self.reader.shaped(shape)
+        reader = self.reader
+        if shape is not None and isinstance(reader, ClipReader):
+            reader = reader.shaped(shape)
         samples: list[Sample] = []
         failures: list[_Failure] = []
         for record, keys in jobs:
@@ -327,6 +339,8 @@ class _BatchReader(Dataset):
         )
 
     def _clips(self, samples: list[Sample]) -> Tensor | Packed:
+        if isinstance(self.reader, FeatureReader):
+            return self.reader.batch(samples)
         clips = torch.stack([sample.clip for sample in samples])
         if self.pick is None:
             return clips
@@ -335,8 +349,10 @@ class _BatchReader(Dataset):
         return self.pick(clips, keys)
 
 
-def _blank(reader: ClipReader, record: Record, keys: list[SampleKey]) -> Sample:
+def _blank(reader: ClipReader | FeatureReader, record: Record, keys: list[SampleKey]) -> Sample:
     """A black clip that keeps the shapes of a batch of which nothing could be read."""
+    if isinstance(reader, FeatureReader):
+        return reader.blank(record, keys)
     clip = torch.zeros(reader.num_frames, 3, reader.size, reader.size, dtype=torch.uint8)
     return Sample(keys[0], clip, reader.label_id(record), record.caption)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from onereel.errors import ConfigError, unknown_name
-from onereel.models.pretrained.reading import locate, read_json
+from onereel.tokens.packing import cumulative_lengths
 from onereel.tokens.tubelets import tubelet_grid, unpatchify
 from onereel.types import Packed
 
@@ -33,24 +33,24 @@ IN_BOTH_TOWERS = ("clip", "siglip", "metaclip_2")
 
 
 class ImageBackbone(nn.Module):
-    """Patches of single frames in, one vector per frame out. Always in evaluation mode and without gradients.
+    """Patches of single frames in, the frame's vector and its patches' features out; it never learns.
 
     Positions are interpolated to the size of the frames by the family's own rule.
 
     Args:
-        source: folder of transformers, or the name OWNER/MODEL of one on the Hugging Face Hub.
+        source: a folder that transformers wrote.
         size: height and width of the frames in pixels.
-        pool: of the temporal half; nothing here depends on it.
 
     Raises ConfigError where there is no such model, its family is unknown, its weights lack a part, its patches don't
     divide `size`, or transformers is not installed.
     """
 
     tubelet_size = 1
+    pool: Literal["cls"] = "cls"  # the vector stands first
 
-    def __init__(self, source: str, size: int, pool: Literal["mean", "cls"] = "mean") -> None:
+    def __init__(self, source: str, size: int) -> None:
         super().__init__()
-        self.source, self.pool = source, pool
+        self.source = source
         self.model = _load(source)
         config = self.model.config
         self.feature = FEATURES[config.model_type]
@@ -61,6 +61,7 @@ class ImageBackbone(nn.Module):
         self.patch_values = config.num_channels * self.patch_size**2
         self.embed_dim: int = config.hidden_size
         self.depth: int = config.num_hidden_layers
+        self.num_heads: int = config.num_attention_heads
         self.requires_grad_(False)
         self.eval()
 
@@ -68,22 +69,42 @@ class ImageBackbone(nn.Module):
         """Stays in evaluation mode."""
         return super().train(False)
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """Vectors `(F, D)` of normalised float pictures `(F, C, H, W)`."""
-        return _feature(self.model, frames, self.feature)
+    def forward_layers(
+        self,
+        frames: Packed,
+        generators: Sequence[torch.Generator] | None = None,
+        layers: Sequence[int] = (),
+        *,
+        embedded: bool = False,
+    ) -> tuple[Packed, list[Tensor]]:
+        """As of `VisionTransformer`, of whole frames of patches, each a clip of its own; nothing is drawn.
 
-    def of_patches(self, frames: Packed) -> Tensor:
-        """Vectors `(F, D)` of packed patches `(F * gh * gw, P)` of whole frames, each a clip of its own.
+        In front of each frame's patches stands its vector; of the layers below the last that is the class token, or the
+        mean of the patches where there is none. Registers are left out.
 
         Raises ConfigError where a frame lacks patches.
         """
-        if set(frames.lengths) != {self.grid.num_tokens}:
+        assert not embedded  # whole frames need no selection
+        count, num_patches = len(frames.lengths), frames.grid.num_tokens
+        if set(frames.lengths) != {num_patches}:
             raise ConfigError(
-                f"{self.source} takes whole frames of {self.grid.num_tokens} patches; set --tokens.kind all, and "
-                "pictures to the size of data.size"
+                f"model.backbone {self.source} takes whole frames of {num_patches} patches, and was given "
+                f"{min(frames.lengths)} of one; set tokens.kind to all"
             )
-        patches = frames.values.unflatten(0, (len(frames.lengths), -1))
-        return self(unpatchify(patches, self.grid, 1, self.patch_size)[:, 0])
+        patches = frames.values.unflatten(0, (count, -1))
+        pictures = unpatchify(patches, frames.grid, 1, self.patch_size)[:, 0]
+        output = _run(self.model, pictures, output_hidden_states=bool(layers))
+        lengths = (num_patches + 1,) * count
+        coordinates = F.pad(frames.coordinates.unflatten(0, (count, -1)), (0, 0, 1, 0), value=-1)
+        seen = Packed(
+            values=_rows(output.last_hidden_state, _vector(output, self.feature), num_patches),
+            lengths=lengths,
+            cu_seqlens=cumulative_lengths(lengths, frames.device),
+            coordinates=coordinates.flatten(0, 1),
+            grid=frames.grid,
+        )
+        below = [output.hidden_states[number + 1] for number in layers]
+        return seen, [_rows(x, _vector_below(x, num_patches), num_patches) for x in below]
 
     @cached_property
     def macs_per_frame(self) -> int:
@@ -92,7 +113,7 @@ class ImageBackbone(nn.Module):
             empty = _library().AutoModel.from_config(self.model.config).eval()
             frame = torch.empty(1, 3, *(n * self.patch_size for n in self.grid[1:]))
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                _feature(empty, frame, self.feature)
+                _run(empty, frame)
         return counter.get_total_flops() // 2
 
     def macs(self, lengths: Sequence[int], num_embedded: int | None = None) -> int:
@@ -100,31 +121,35 @@ class ImageBackbone(nn.Module):
         return len(lengths) * self.macs_per_frame
 
 
-def pixel_stats(source: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of R, G, B that the model's pictures are normalised by; None where it doesn't say."""
-    found = read_json(Path(locate(source)) / "preprocessor_config.json")
-    mean, std = found.get("image_mean"), found.get("image_std")
-    return (tuple(mean), tuple(std)) if mean and std else None
-
-
-def _feature(model: Any, frames: Tensor, feature: Feature) -> Tensor:
+def _run(model: Any, pictures: Tensor, **options: Any) -> Any:
     # DINOv2 and v3 always fit positions to the picture, and swallow the argument.
-    output = model(pixel_values=frames, interpolate_pos_encoding=True)
+    return model(pixel_values=pictures, interpolate_pos_encoding=True, **options)
+
+
+def _vector(output: Any, feature: Feature) -> Tensor:
     if feature == "pooled":
         return output.pooler_output
     tokens = output.last_hidden_state
-    # Of the class token a copy, or it would keep the memory of all tokens.
-    return tokens[:, 0].clone() if feature == "class" else tokens.mean(dim=1)
+    return tokens[:, 0] if feature == "class" else tokens.mean(dim=1)
+
+
+def _vector_below(x: Tensor, num_patches: int) -> Tensor:
+    has_class_token = x.shape[1] > num_patches
+    return x[:, 0] if has_class_token else x.mean(dim=1)
+
+
+def _rows(x: Tensor, vectors: Tensor, num_patches: int) -> Tensor:
+    """`(F, n, D)` to `(F * (1 + num_patches), D)`: the frame's vector and its patches, which come last."""
+    return torch.cat([vectors[:, None], x[:, -num_patches:]], dim=1).flatten(0, 1)
 
 
 def _load(source: str) -> Any:
     """The vision model with its weights in float32, whole or not at all."""
-    folder = locate(source)
     try:
         # Drawn afresh where weights are missing, which is refused below: nothing else may depend on those draws.
         with torch.random.fork_rng(devices=[]):
             model, report = _library().AutoModel.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+                source, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
     except (OSError, ValueError) as error:
         first_line = str(error).strip().partition("\n")[0]

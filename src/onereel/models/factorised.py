@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from onereel.errors import ConfigError
 from onereel.models.adapter import create_adapter
+from onereel.models.backbone import ImageBackbone
 from onereel.models.blocks import compile_blocks
 from onereel.models.pooling import pool_tokens
 from onereel.models.vit import VisionTransformer
@@ -30,9 +31,10 @@ class FactorisedEncoder(nn.Module):
     in the temporal half: it is absent, not zeros, and the other frames keep their true times.
 
     Args:
-        spatial: of grid (1, gh, gw); sees the tokens of one frame at a time, and is the same for all times.
+        spatial: of grid (1, gh, gw); sees the tokens of one frame at a time, and is the same for all times. An
+            `ImageBackbone` must be frozen.
         temporal: of grid (gt, 1, 1), as wide as `spatial` and without a patch embedding; sees one vector per frame.
-            Both pool alike: by class tokens, or by the mean (Scenic's "gap").
+            Both pool alike: by class tokens, or by the mean (Scenic's "gap"); a backbone has its own way.
         adapter: "none" or a name of `ADAPTERS`.
         frozen: no weight of `spatial` learns, and it stays in evaluation mode: no gradient enters it.
         frames_at_once: frames that a frozen `spatial` takes at once, to bound the memory; 0: all of a batch.
@@ -40,7 +42,7 @@ class FactorisedEncoder(nn.Module):
 
     def __init__(
         self,
-        spatial: VisionTransformer,
+        spatial: VisionTransformer | ImageBackbone,
         temporal: VisionTransformer,
         *,
         adapter: str = "none",
@@ -48,7 +50,11 @@ class FactorisedEncoder(nn.Module):
         frames_at_once: int = 0,
     ) -> None:
         super().__init__()
-        if spatial.pool != temporal.pool or spatial.pool == "attention":
+        if (
+            spatial.pool == "attention"
+            or temporal.pool == "attention"
+            or (isinstance(spatial, VisionTransformer) and spatial.pool != temporal.pool)
+        ):
             raise ConfigError(
                 f"the spatial half pools by {spatial.pool!r}, the temporal by {temporal.pool!r}; "
                 "allowed: both by mean, or both by cls"
@@ -85,6 +91,7 @@ class FactorisedEncoder(nn.Module):
 
     def embed(self, patches: Tensor) -> Tensor:
         """Patch embedding, before positions: `(..., P)` to `(..., D)`."""
+        assert isinstance(self.spatial, VisionTransformer)  # backbones see whole frames
         return self.spatial.embed(patches)
 
     def forward(
@@ -151,8 +158,8 @@ class FactorisedEncoder(nn.Module):
         layers = range(self.spatial.depth - self.num_layers, self.spatial.depth - 1)
         seen, below = self.spatial.forward_layers(frames, generators, layers, embedded=embedded)
         given = [seen, *(replace(seen, values=x) for x in reversed(below))]
-        assert self.pool != "attention"  # refused above
-        vectors = torch.cat([pool_tokens(one, self.pool) for one in given], dim=1)
+        assert self.spatial.pool != "attention"  # refused above
+        vectors = torch.cat([pool_tokens(one, self.spatial.pool) for one in given], dim=1)
         reads_tokens = self.adapter is not None and self.adapter.reads_tokens
         return vectors, seen if reads_tokens else None
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from onereel.config.model import FAMILIES
 from onereel.errors import ConfigError, unknown_name
+from onereel.models.backbone import ImageBackbone
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.masked_autoencoder import MaskedDecoder
 from onereel.models.vit import VisionTransformer
@@ -122,6 +123,7 @@ def create_factorised(
     temporal_depth: int,
     size: int | None = None,
     tubelet_size: int = 2,
+    backbone: str = "",
     adapter: str = "none",
     frozen: bool = False,
     frames_at_once: int = 0,
@@ -131,6 +133,8 @@ def create_factorised(
     """The factorised encoder whose spatial half is called `name`; `temporal_depth` blocks of the same width follow.
 
     Args:
+        backbone: folder of an image transformer, which is the spatial half in place of the one that `name` says, but
+            with patches of its size; the temporal half is as wide as it.
         adapter, frozen, frames_at_once: as in `FactorisedEncoder`.
         final_norm: of the temporal half; the spatial one always ends in a norm.
         options: further arguments of `VisionTransformer`, for both halves.
@@ -142,15 +146,19 @@ def create_factorised(
             raise ConfigError(
                 f"model.{option} is {options[option]!r}; allowed with model.temporal_depth: {', '.join(allowed)}"
             )
-    spatial = create_encoder(
-        name,
-        num_frames=tubelet_size,
-        size=size,
-        tubelet_size=tubelet_size,
-        final_norm=True,
-        align_corners=True,
-        **options,
-    )
+    spatial: VisionTransformer | ImageBackbone
+    if backbone:
+        spatial = _create_backbone(backbone, name, size)
+    else:
+        spatial = create_encoder(
+            name,
+            num_frames=tubelet_size,
+            size=size,
+            tubelet_size=tubelet_size,
+            final_norm=True,
+            align_corners=True,
+            **options,
+        )
     temporal = VisionTransformer(
         TubeletGrid(num_frames // tubelet_size, 1, 1),
         tubelet_size=tubelet_size,
@@ -166,6 +174,18 @@ def create_factorised(
     return FactorisedEncoder(
         spatial, temporal, adapter=adapter, frozen=frozen, frames_at_once=frames_at_once
     )
+
+
+def _create_backbone(source: str, name: str, size: int | None) -> ImageBackbone:
+    parts = parse_name(name)
+    backbone = ImageBackbone(source, size or parts.resolution)
+    if backbone.patch_size != parts.patch_size:
+        fitting = name.replace(f"_patch{parts.patch_size}_", f"_patch{backbone.patch_size}_")
+        raise ConfigError(
+            f"model.backbone {source} has patches of {backbone.patch_size} pixels, and model.name is {name}; "
+            f"set model.name to {fitting}"
+        )
+    return backbone
 
 
 def create_decoder(name: str, encoder: VisionTransformer) -> MaskedDecoder:

@@ -18,7 +18,7 @@ from onereel.seeding import stable_seed
 from onereel.tokens.packing import pack, pack_all, pack_clips, take_selected
 from onereel.tokens.ranking import at_budget, ranker
 from onereel.tokens.tubelets import clip_grid, patchify
-from onereel.types import Packed, TokenSelection, TubeletGrid
+from onereel.types import FrameFeatures, Packed, TokenSelection, TubeletGrid
 
 if TYPE_CHECKING:
     from onereel.config import RunConfig
@@ -92,10 +92,7 @@ class VideoModel(nn.Module):
                 others made of its seed, so that no technique shifts the draws of another.
             budget: tokens kept of each clip, all where it has fewer, in place of the selector's own number; 0: its own.
         """
-        if isinstance(clips, Packed):
-            tokens, embedded = clips, False
-        else:
-            tokens, embedded = self._tokens(clips, scoring_clips, generators, budget)
+        tokens, embedded = self._tokens(clips, scoring_clips, generators, budget)
         features = self.encoder(
             tokens, derived_generators(generators, "drop-path"), embedded=embedded
         )
@@ -180,10 +177,28 @@ class VideoModel(nn.Module):
             for count, choice in zip(counts, choices)
         ]
 
+    def frame_features(
+        self,
+        clips: Tensor | Packed,
+        scoring_clips: Tensor | None = None,
+        generators: Generators = None,
+    ) -> FrameFeatures:
+        """What `forward` knows of `clips` after the spatial half of a factorised encoder; arguments as there."""
+        assert isinstance(self.encoder, FactorisedEncoder)
+        tokens, embedded = self._tokens(clips, scoring_clips, generators)
+        generators = derived_generators(generators, "drop-path")
+        return self.encoder.frame_features(tokens, generators, embedded=embedded)
+
     def _tokens(
-        self, clips: Tensor, scoring_clips: Tensor | None, generators: Generators, budget: int
+        self,
+        clips: Tensor | Packed,
+        scoring_clips: Tensor | None,
+        generators: Generators,
+        budget: int = 0,
     ) -> tuple[Packed, bool]:
         """The kept tokens, and whether they are embedded already or still patches."""
+        if isinstance(clips, Packed):
+            return clips, False
         encoder, block = self.encoder, (self.encoder.tubelet_size, self.encoder.patch_size)
         grid = clip_grid(clips, *block)
         selector = at_budget(self.selector, budget, dense_grid(self.frames, grid))

@@ -66,11 +66,11 @@ def create_run(
 
 
 @contextmanager
-def run_lock(run: str | Path) -> Iterator[None]:
-    """Hold the folder for one training process.
+def run_lock(run: str | Path, doing: str = "training") -> Iterator[None]:
+    """Hold the folder for one process that is `doing` something in it.
 
     Raises:
-        ConfigError: another process trains in it, or it cannot be written.
+        ConfigError: another process is, or the folder cannot be written.
     """
     path = Path(run) / LOCK
     made = not path.parent.exists()
@@ -86,7 +86,7 @@ def run_lock(run: str | Path) -> Iterator[None]:
     except OSError as error:
         file.close()
         raise ConfigError(
-            f"another process is training in {run}; wait for it, or give another folder"
+            f"another process is {doing} in {run}; wait for it, or give another folder"
         ) from error
     try:
         yield

@@ -91,7 +91,7 @@ def read_weights(source: str | Path) -> Weights:
     else:
         tensors = unwrap(read_archive(path), path)
     config = read_json(folder / "config.json")
-    return Weights(str(source), tensors, config, _pixel_stats(folder, config))
+    return Weights(str(source), tensors, config, pixel_stats(folder, config))
 
 
 def unwrap(content: Any, source: str | Path) -> dict[str, Tensor]:
@@ -146,10 +146,11 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _pixel_stats(
+def pixel_stats(
     folder: Path, config: Mapping[str, Any]
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """From transformers' preprocessor_config.json or timm's config.json."""
+    """Mean and standard deviation of R, G, B by transformers' preprocessor_config.json or timm's config.json, the
+    `config`; None where they don't say."""
     processor = read_json(folder / "preprocessor_config.json")
     timm = config.get("pretrained_cfg", {})
     mean = processor.get("image_mean", timm.get("mean"))

@@ -1,0 +1,151 @@
+"""The feature cache of a run whose spatial half is frozen: what its features depend on, and who makes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from onereel.build.data import num_workers
+from onereel.build.selection import build_picker
+from onereel.config import RunConfig, TokensConfig, to_dict
+from onereel.data.annotations import Annotations
+from onereel.data.augment import BatchAugment
+from onereel.data.dataset import ClipDataset
+from onereel.data.feature_augment import FeatureAugment
+from onereel.data.features import QUARANTINE, FeatureCache, Key
+from onereel.data.loader import ClipLoader
+from onereel.models.factorised import FactorisedEncoder
+from onereel.models.registry import patch_size_of
+from onereel.training import World, compute_dtype
+from onereel.types import TubeletGrid
+
+# What a frame's features don't depend on. Whatever isn't named here is part of the key, new settings too.
+WITHOUT_EFFECT = {
+    "data": (
+        *("train", "val", "root", "store", "captions", "repeats", "num_workers", "prefetch"),
+        *("max_bad_ratio", "timeout_seconds", "cache_views", "cache"),
+    ),
+    "augment": ("mixup_alpha", "cutmix_alpha", "mix_prob"),
+    "model": (
+        *(
+            "temporal_depth",
+            "frozen",
+            "adapter",
+            "frames_at_once",
+            "drop_path_rate",
+            "head_dropout",
+        ),
+        *("checkpointing", "pretrained", "inflation", "image_class_token", "keep_head", "backbone"),
+        *("temporal_init", "temporal_blocks", "fc_norm"),
+    ),
+}
+"""Weights have a hash of their own, wherever they came from; the length of a list has one with the list."""
+SPAN = ("path", "start", "end")
+
+
+def build_feature_key(
+    config: RunConfig, encoder: FactorisedEncoder, annotations: Annotations, device: torch.device
+) -> Key:
+    """What the features of a run depend on: two runs of one key may share them."""
+    sections = to_dict(config)
+    if config.tokens.kind == "all":
+        kept = TokensConfig(frame_selection=config.tokens.frame_selection)
+        sections["tokens"] = to_dict(kept)
+    settings = {
+        f"{section}.{name}": value
+        for section in ("data", "augment", "tokens", "model")
+        for name, value in sections[section].items()
+        if name not in WITHOUT_EFFECT.get(section, ())
+    }
+    return {
+        "weights of the spatial half": hash_weights(encoder.spatial),
+        "layers of it": encoder.num_layers,
+        "list": _hash_spans(annotations),
+        "store": _hash_store(config.data.store),
+        "seed": config.seed,
+        "precision": str(compute_dtype(config.train.precision, device)).removeprefix("torch."),
+        **settings,
+    }
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 of a module's tensors with their names, shapes and dtypes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _hash_spans(annotations: Annotations) -> str:
+    """Which seconds of which videos, in their order; labels and captions are not part of it."""
+    table = annotations.table.select([n for n in SPAN if n in annotations.table.column_names])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema.remove_metadata()) as stream:
+        stream.write_table(table.replace_schema_metadata(None).combine_chunks())
+    digest = hashlib.sha256(sink.getvalue()).hexdigest()
+    return f"{len(annotations)} records, {digest}"
+
+
+def _hash_store(store: str) -> str:
+    """Which chunks, wherever they lie now."""
+    if not store:
+        return "raw files"
+    return hashlib.sha256(Path(store, "manifest.parquet").read_bytes()).hexdigest()
+
+
+def build_feature_cache(
+    config: RunConfig, encoder: FactorisedEncoder, num_samples: int, folder: Path
+) -> FeatureCache:
+    """The cache in `folder`, which must have been claimed."""
+    return FeatureCache(
+        folder,
+        num_samples=num_samples,
+        num_views=config.data.cache_views,
+        grid=TubeletGrid(encoder.grid.gt, 1, 1),
+        embed_dim=encoder.num_layers * encoder.embed_dim,
+        dtype=config.data.cache_dtype,
+    )
+
+
+def build_encoding_loader(
+    config: RunConfig, dataset: ClipDataset, *, world: World, folder: Path
+) -> ClipLoader:
+    """The clips that training without a cache would see in epochs 0 to K - 1, batch by batch, and none left out.
+
+    In the same batches, since matrix products may round otherwise in others.
+    """
+    return ClipLoader(
+        dataset,
+        batch_size=config.train.batch_size_per_device,
+        seed=config.seed,
+        shuffle=True,
+        drop_last=False,
+        rank=world.rank,
+        world_size=world.world_size,
+        num_workers=num_workers(config, world.world_size),
+        prefetch=config.data.prefetch,
+        max_bad_ratio=config.data.max_bad_ratio,
+        quarantine=folder / QUARANTINE,
+        pin_memory=world.device.type == "cuda",
+        pick=build_picker(config, training=True),
+        hflip_prob=config.augment.hflip_prob,
+    )
+
+
+def build_encoding_augment(config: RunConfig) -> BatchAugment:
+    """All of training's augmentation that changes the pixels of one clip; it becomes part of the view."""
+    alone = dataclasses.replace(config.augment, mixup_alpha=0.0, cutmix_alpha=0.0)
+    in_loader = config.tokens.where == "loader"
+    patch_size = patch_size_of(config.model.name) if in_loader else None
+    return BatchAugment(alone, None, config.seed, training=True, patch_size=patch_size)
+
+
+def build_feature_augment(config: RunConfig, num_classes: int | None) -> FeatureAugment:
+    """What is left to do with features."""
+    return FeatureAugment(config.augment, num_classes, config.seed)
