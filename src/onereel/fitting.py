@@ -9,6 +9,7 @@ import torch
 
 from onereel.config import RunConfig
 from onereel.errors import ConfigError
+from onereel.models.backbone import ImageBackbone
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.factorised import Encoder, FactorisedEncoder
 from onereel.models.masked_autoencoder import MaskedAutoencoder
@@ -104,10 +105,16 @@ def load_weights(
         report = load_converted(model, converted, source=source, may_be_new=CLIP_MAY_BE_NEW)
     else:
         encoder = model.encoder
+        spatial = encoder.spatial if isinstance(encoder, FactorisedEncoder) else encoder
+        if isinstance(spatial, ImageBackbone):
+            raise ConfigError(
+                f"model.pretrained {source} has weights for a spatial half, which is model.backbone "
+                f"{config.model.backbone}; allowed beside it: a run of onereel with the same backbone"
+            )
         converted = convert(
             weights.tensors,
             weights.config,
-            encoder.spatial if isinstance(encoder, FactorisedEncoder) else encoder,
+            spatial,
             inflation=config.model.inflation,
             source=source,
             decoder_heads=model.decoder.num_heads if isinstance(model, MaskedAutoencoder) else None,

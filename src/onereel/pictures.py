@@ -11,12 +11,13 @@ from onereel import build
 from onereel.config import RunConfig
 from onereel.data.dataset import ClipDataset, Sample
 from onereel.errors import DecodeError, OnereelError
-from onereel.evaluation.inference import autocast, evaluating, view_probabilities
+from onereel.evaluation.inference import autocast, evaluating
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
 from onereel.objectives import AnyObjective, MaskedObjective
 from onereel.report.examples import Reconstructed, write_examples, write_reconstructions
 from onereel.report.run_report import write_report
+from onereel.seeding import clip_generators
 from onereel.tokens.packing import kept_tokens
 from onereel.types import Batch, SampleKey, TubeletGrid
 
@@ -66,10 +67,9 @@ def _write_pictures(
         return
     video = model.video if isinstance(model, DualEncoder) else model
     assert isinstance(video, VideoModel)
-    with evaluating(model):
-        _, output = view_probabilities(video, batch, precision=config.train.precision, seed=0)
-    features = output.features
-    write_examples(run, clips, list(kept_tokens(features)), captions, grid=features.grid, **sizes)
+    with evaluating(model), autocast(batch.clips.device, config.train.precision):
+        kept = video.kept(batch.clips, generators=clip_generators(0, batch.keys))
+    write_examples(run, clips, list(kept_tokens(kept)), captions, grid=kept.grid, **sizes)
 
 
 def _reconstructed(

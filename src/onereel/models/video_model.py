@@ -177,6 +177,15 @@ class VideoModel(nn.Module):
             for count, choice in zip(counts, choices)
         ]
 
+    def kept(
+        self,
+        clips: Tensor | Packed,
+        scoring_clips: Tensor | None = None,
+        generators: Generators = None,
+    ) -> Packed:
+        """The tokens of `clips` that the encoder sees, as patches or embedded; arguments as of `forward`."""
+        return self._tokens(clips, scoring_clips, generators)[0]
+
     def frame_features(
         self,
         clips: Tensor | Packed,

@@ -17,7 +17,7 @@ import safetensors.torch
 from torch import Tensor
 
 from onereel.archives import read_archive
-from onereel.config import RunConfig, from_dict, to_dict
+from onereel.config import DataConfig, RunConfig, from_dict, to_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
 from onereel.models.dual_encoder import DualEncoder
@@ -110,7 +110,8 @@ def _class_names(model: VideoModel, given: Sequence[str]) -> tuple[str, ...]:
 def portable(config: RunConfig) -> RunConfig:
     """`config` without the paths of the machine that it ran on."""
     values = to_dict(config)
-    values["data"] |= dict.fromkeys(("train", "val", "root", "store"), "")
+    values["data"] |= dict.fromkeys(("train", "val", "root", "store", "cache"), "")
+    values["data"] |= {"cache_views": 0, "cache_dtype": DataConfig.cache_dtype}
     values["model"]["pretrained"] = ""
     values["recipe"] = Path(config.recipe).stem
     return from_dict(RunConfig, values)
