@@ -7,16 +7,19 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("onereel", "torch", "av", "numpy", "pyarrow", "decord", "torchcodec")
@@ -63,6 +66,23 @@ def clock_of(device: str) -> Callable[[], float]:
         return time.perf_counter
     torch.set_num_threads(1)
     return time.process_time
+
+
+def peak_bytes(work: Callable[[], object], device: str) -> int:
+    """Bytes of tensors that `work` needs at once, beyond those that were there before, as PyTorch counts them."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - held
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+        work()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        record.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    changes = (event["args"]["Bytes"] for event in events if event.get("name") == "[memory]")
+    return max(accumulate(changes), default=0)
 
 
 def real_videos(*parts: str) -> Path:

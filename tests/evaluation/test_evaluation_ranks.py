@@ -27,7 +27,9 @@ class FakeModel(nn.Module):
     """The clips are the logits."""
 
     def forward(self, clips: torch.Tensor, **_: object) -> SimpleNamespace:
-        return SimpleNamespace(logits=clips, lengths=(3,) * len(clips), num_dense_tokens=4, grid=None)
+        return SimpleNamespace(
+            logits=clips, lengths=(3,) * len(clips), num_dense_tokens=4, grid=None
+        )
 
     def macs(self, lengths: tuple[int, ...], grid: None) -> int:
         return sum(lengths)

@@ -170,7 +170,7 @@ def test_multiply_adds_are_those_of_the_actual_grid(name: str, frames: int) -> N
         outputs = model.forward_budgets(clips, generators=draws(), budgets=BUDGETS)
     assert counter.get_total_flops() == 2 * model.budget_macs(outputs)
     model.selector = model.selector.at_budget(16)
-    with FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         out = model(clips, generators=draws())
     assert counter.get_total_flops() == 2 * model.macs(out.lengths, out.grid)
 

@@ -180,6 +180,20 @@ def test_a_selector_may_score_embeddings_and_the_choice_is_all_that_counts() -> 
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients))
 
 
+def test_the_backward_pass_holds_kept_patches_only() -> None:
+    model, clips, rows = video_model(LargestEmbeddings(10)), make_clips(), set()
+
+    def note(saved: torch.Tensor) -> torch.Tensor:
+        if saved.ndim == 2 and saved.shape[1] == model.encoder.patch_values:
+            rows.add(len(saved))
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        model(clips)
+    assert 30 in rows
+    assert model.encoder.grid.num_tokens * 3 not in rows
+
+
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize("selector", [*SELECTORS, LargestEmbeddings(10)])
 def test_multiply_adds_are_those_that_run(selector: Selector, pool: str) -> None:

@@ -217,11 +217,13 @@ class VideoModel(nn.Module):
         choose = partial(select_tokens, selector, self.frames, seen, draws=self.training)
         if not selector.needs_embeddings:
             return pack_clips(clips, choose(None, grid, generators), *block), False
-        embeddings = scored = encoder.embed(patchify(clips, *block))
-        if scoring_clips is not None:
-            with torch.no_grad():
-                scored = encoder.embed(patchify(scoring_clips, *block))
-        return pack(embeddings, choose(scored.detach(), grid, generators), grid), True
+        with torch.no_grad():
+            scored = encoder.embed(patchify(seen, *block))
+            choice = choose(scored, grid, generators)
+        if scoring_clips is None and not torch.is_grad_enabled():
+            return pack(scored, choice, grid), True
+        # Embedded anew, so that the backward pass holds kept patches only.
+        return pack_clips(clips, choice, *block), False
 
     def macs(
         self,
@@ -232,7 +234,8 @@ class VideoModel(nn.Module):
     ) -> int:
         """Multiply-adds of the matrix products of a forward that keeps `lengths` tokens, head included.
 
-        For clips of `grid` (None: the encoder's own), scored on themselves; FLOPs are twice as many.
+        For clips of `grid` (None: the encoder's own), scored on themselves and without gradients, with which tokens
+        selected by their embeddings are embedded once more; FLOPs are twice as many.
         `num_embedded`: patches embedded, where that is not what the selector asks for.
         """
         if num_embedded is None:
