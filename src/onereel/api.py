@@ -26,20 +26,32 @@ from onereel.evaluation.pairs import PairResult
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
 from onereel.files import write_atomically
+from onereel.fitting import Trainee
 from onereel.inspection.pages import inspect as inspect
-from onereel.loading import find_tokenizer, load, load_dual_encoder, load_encoder
+from onereel.loading import (
+    check_start,
+    find_tokenizer,
+    load,
+    load_dual_encoder,
+    load_encoder,
+)
 from onereel.models.blocks import compile_blocks
 from onereel.models.text import TOKENIZER, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.pictures import try_report
 from onereel.recipes import load_recipe
+from onereel.recipes.stages import first_stage
 from onereel.training import (
+    FIRST,
+    RunInterrupted,
     World,
     create_optimizer,
     create_run,
     create_schedule,
     distributed,
     fit,
+    holds_run,
+    is_done,
     is_main,
     list_checkpoints,
     on_devices,
@@ -142,7 +154,8 @@ def train(
         pretrained=_absolute_if_there(config.model.pretrained),
         backbone=_absolute_if_there(config.model.backbone),
     )
-    config = replace(config, data=lists, model=model)
+    after = _absolute(config.after) if config.after.endswith(".py") else config.after
+    config = replace(config, data=lists, model=model, after=after)
     run = Path(out or Path("runs") / (Path(config.recipe).stem or "run"))
     return _train(config, run, overwrite=overwrite, resume=False)
 
@@ -184,14 +197,17 @@ def _train_in(
     validation = Validation(config, run, class_names, world) if config.data.val else None
     _warn_of_left_out(annotations, *([validation.dataset.annotations] if validation else []))
     model = build.build_trainee(config, len(class_names), tokenizer)
-    if config.model.pretrained and not goes_on:
-        load_encoder(model, config, class_names)
-    objective = build.build_objective(config, model).to(world.device)
-    if config.train.compile:
-        compile_blocks(model, dynamic=True)
+    first = None if goes_on else _start(model, config, class_names)
     plan = plan_steps(config, loader.num_batches, world.world_size)
     run_on_main(lambda: held.enter_context(run_lock(run)))
     run_on_main(lambda: create_run(run, given, overwrite=overwrite, resume=resume))
+    if first is not None:
+        weights = str(_train_first(world, first, run))
+        started = replace(config, after="", model=replace(config.model, pretrained=weights))
+        load_encoder(model, started, class_names)
+    objective = build.build_objective(config, model).to(world.device)
+    if config.train.compile:
+        compile_blocks(model, dynamic=True)
     if tokenizer is not None:
         text = tokenizer.to_json()
         run_on_main(lambda: write_atomically(run / TOKENIZER, text))
@@ -217,6 +233,31 @@ def _train_in(
     shown = validation.dataset if validation else dataset
     run_on_main(lambda: try_report(run, config, objective, shown))
     return TrainResult(run, result.step, result.metrics)
+
+
+def _start(model: Trainee, config: RunConfig, class_names: Sequence[str]) -> RunConfig | None:
+    """Load the weights to start from; where they have yet to be trained, the run that does so, of which they fit."""
+    if config.model.pretrained:
+        load_encoder(model, config, class_names)
+    if not config.after:
+        return None
+    first = first_stage(config)
+    check_start(model, config, first, class_names)
+    return first
+
+
+def _train_first(world: World, config: RunConfig, run: Path) -> Path:
+    """The first stage of `run`, in a folder of its own there, which is the answer; done, gone on with, or begun."""
+    folder = run / FIRST
+    if run_on_main(lambda: is_done(folder)):
+        return folder
+    begun = run_on_main(lambda: holds_run(folder))
+    try:
+        with ExitStack() as held:
+            _train_in(world, config, folder, overwrite=False, resume=begun, held=held)
+    except RunInterrupted as stopped:
+        raise RunInterrupted(run, stopped.step) from stopped
+    return folder
 
 
 def _tokenizer(config: RunConfig, annotations: Annotations, run: Path | None) -> Tokenizer | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -305,6 +305,17 @@ def _start_temporal(model: Trainee, config: RunConfig) -> Callable[[Converted], 
     return partial(
         start_temporal, source=source, encoder=encoder, choice=config.model.temporal_blocks
     )
+
+
+def check_start(
+    model: Trainee, config: RunConfig, first: RunConfig, class_names: Sequence[str]
+) -> None:
+    """Raise ConfigError where weights of a run of `first` will not fit the model of `config.after`."""
+    weights = build.build_trainee(first, len(class_names)).state_dict()
+    classes = tuple(class_names) if first.objective.kind == "classification" else ()
+    named = replace(config, after="", model=replace(config.model, pretrained=config.after))
+    start = _start_temporal(model, named)
+    _start_from_ours(model, named, (weights, first, classes, {}), class_names, start)
 
 
 def load_encoder(model: Trainee, config: RunConfig, class_names: Sequence[str] = ()) -> LoadReport:

@@ -107,7 +107,14 @@ def build_head(
     """The classifier, or one for each of `objective.budgets`."""
     model, budgets = config.model, config.objective.budgets
     heads = [
-        ClassificationHead(embed_dim, num_classes, model.pool, model.head_dropout, model.fc_norm)
+        ClassificationHead(
+            embed_dim,
+            num_classes,
+            model.pool,
+            model.head_dropout,
+            norm=model.fc_norm,
+            zero=model.style == "vivit",
+        )
         for _ in budgets or (0,)
     ]
     return BudgetHeads(heads, budgets) if budgets else heads[0]

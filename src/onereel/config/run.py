@@ -22,6 +22,8 @@ class RunConfig:
 
     recipe: str = ""
     """The recipe this configuration came from."""
+    after: str = ""
+    """A recipe that is trained first, into RUN/first, on the same clips; this run starts from its weights."""
     seed: int = 0
     """What all randomness of the run derives from."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -53,8 +55,18 @@ class RunConfig:
 
     def _check_start(self) -> None:
         model = self.model
+        if self.after and model.pretrained:
+            raise ConfigError(
+                f"after is {self.after!r} and model.pretrained {model.pretrained!r}, but a run starts from one of "
+                "them: set the other to ''"
+            )
+        if self.after and self.objective.kind != "classification":
+            raise ConfigError(
+                f"after is for classification, and objective.kind is {self.objective.kind!r}: train {self.after} on "
+                "its own, and give --model.pretrained RUN"
+            )
         for name in ("temporal_init", "keep_head"):
-            if getattr(model, name) and not model.pretrained:
+            if getattr(model, name) and not (self.after or model.pretrained):
                 raise ConfigError(
                     f"model.{name} is set, but there are no weights: give --model.pretrained"
                 )

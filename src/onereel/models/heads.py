@@ -57,6 +57,7 @@ class ClassificationHead(Head):
         pool: "mean", "cls" or "attention" (see `AttentionPool`), as in the encoder.
         dropout: probability of dropping a pooled value in training.
         norm: normalise the pooled feature (timm's fc_norm), for an encoder without a final norm.
+        zero: start with zero weights, so that all classes are alike (ViViT).
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ClassificationHead(Head):
         pool: Pool = "mean",
         dropout: float = 0.0,
         norm: bool = False,
+        zero: bool = False,
     ) -> None:
         super().__init__(embed_dim, pool)
         if num_classes < 1:
@@ -76,7 +78,10 @@ class ClassificationHead(Head):
         eps = NORM_EPS if self.pooler is None else POOL_EPS
         self.norm = nn.LayerNorm(self.feature_dim, eps=eps) if norm else nn.Identity()
         self.fc = nn.Linear(self.feature_dim, num_classes)
-        nn.init.trunc_normal_(self.fc.weight, std=HEAD_STD)
+        if zero:
+            nn.init.zeros_(self.fc.weight)
+        else:
+            nn.init.trunc_normal_(self.fc.weight, std=HEAD_STD)
         nn.init.zeros_(self.fc.bias)
 
     def forward(

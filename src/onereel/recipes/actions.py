@@ -70,3 +70,30 @@ def actions_everest() -> RunConfig:
         tokens=TokensConfig(kind="redundancy", keep_ratio=0.3),
         objective=ObjectiveConfig(kind="masked", mask="random", mask_ratio=2 / 3),
     )
+
+
+def actions_fe() -> RunConfig:
+    """A factorised encoder on 8 frames of the same clips: the first stage of `actions_sfa`."""
+    base = actions()
+    return replace(
+        base,
+        data=replace(base.data, num_frames=8),
+        model=replace(base.model, temporal_depth=2, pool="cls", positions="learned", style="vivit"),
+        train=replace(base.train, epochs=200),
+    )
+
+
+def actions_sfa() -> RunConfig:
+    """`actions_fe` first; then on 32 frames with its spatial half frozen, as `sfa_ssv2_vitb_32f` in small.
+
+    Command: onereel train actions_sfa --data.train train.csv --data.val val.csv --data.store STORE
+    """
+    base = actions_fe()
+    return replace(
+        base,
+        after="actions_fe",
+        data=replace(base.data, num_frames=32),
+        model=replace(base.model, frozen="spatial", adapter="bottleneck", keep_head=True),
+        optim=replace(base.optim, lr=5e-4),
+        train=replace(base.train, epochs=100),
+    )

@@ -3,6 +3,7 @@
 from onereel.training.checkpoint import (
     CheckpointError,
     is_checkpoint,
+    is_done,
     latest_valid,
     list_checkpoints,
     load_checkpoint,
@@ -24,11 +25,19 @@ from onereel.training.loop import FitResult, fit
 from onereel.training.optim import create_optimizer
 from onereel.training.peak import measure_peak_flops
 from onereel.training.plan import StepPlan, on_devices, plan_steps
-from onereel.training.run_folder import create_run, holds_run, read_config, run_lock, versions
+from onereel.training.run_folder import (
+    FIRST,
+    create_run,
+    holds_run,
+    read_config,
+    run_lock,
+    versions,
+)
 from onereel.training.schedule import create_schedule
 from onereel.training.step import NonFiniteError, compute_dtype
 
 __all__ = [
+    "FIRST",
     "CheckpointError",
     "FitResult",
     "NonFiniteError",
@@ -45,6 +54,7 @@ __all__ = [
     "gather_objects",
     "holds_run",
     "is_checkpoint",
+    "is_done",
     "is_main",
     "latest_valid",
     "list_checkpoints",

@@ -110,6 +110,14 @@ def latest_valid(run: str | Path) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(f"{run} cannot be used: {what}. Start the run again with --overwrite.")
 
 
+def is_done(run: str | Path) -> bool:
+    """Whether the folder holds a run that has made all its steps."""
+    if not list_checkpoints(run):
+        return False
+    state = latest_valid(run)[1]
+    return state["epoch"] >= state["config"]["train"]["epochs"]
+
+
 def resume_state(run: str | Path) -> dict[str, Any] | None:
     """What `fit(resume=…)` continues from; None where the run stopped before its first checkpoint was written.
 

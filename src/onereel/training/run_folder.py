@@ -1,7 +1,7 @@
 """The folder of a run: what lies in it, and who may write into it.
 
-`config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `quarantine.csv`, `report.html`, `eval/`; and of a
-video-language run `tokenizer.json`.
+`config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `quarantine.csv`, `report.html`, `eval/`; of a
+video-language run `tokenizer.json`; of one in two stages `first/`, a run folder too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ CONTENTS = (
     "tokenizer.json",
 )
 LOCK = ".lock"
-FOLDERS = ("tensorboard", "checkpoints", "eval", "examples")
+FIRST = "first"
+"""The run that this one started from, where one recipe is two stages."""
+FOLDERS = ("tensorboard", "checkpoints", "eval", "examples", FIRST)
 
 
 def create_run(

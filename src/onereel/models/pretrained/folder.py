@@ -114,6 +114,9 @@ def portable(config: RunConfig) -> RunConfig:
     values["data"] |= {"cache_views": 0, "cache_dtype": DataConfig.cache_dtype}
     values["model"]["pretrained"] = ""
     values["recipe"] = Path(config.recipe).stem
+    # How it was trained is no part of a model that is used, and may name files.
+    values["after"] = ""
+    values["model"] |= {"temporal_init": "", "keep_head": False}
     return from_dict(RunConfig, values)
 
 

@@ -1,0 +1,32 @@
+"""Two runs as one recipe: what `RunConfig.after` names is trained first, on the same clips, with weights that fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onereel.config import RunConfig
+from onereel.recipes import load_recipe
+
+SHARED = {
+    "data": (
+        *("train", "val", "root", "store", "captions", "size"),
+        *("num_workers", "prefetch", "max_bad_ratio", "timeout_seconds"),
+    ),
+    "model": ("name", "tubelet_size", "positions", "style", "qk_norm", "patch_norm"),
+    "train": ("precision", "device", "num_threads"),
+}
+"""What the first run takes from the second: where its clips come from, and what both models must have alike. Frames per
+clip, tokens, optimiser and epochs are each run's own."""
+
+
+def first_stage(config: RunConfig) -> RunConfig:
+    """The configuration of the run that `config.after` names, for the lists and the model of `config`."""
+    first = load_recipe(config.after)
+    sections = {
+        section: replace(
+            getattr(first, section),
+            **{name: getattr(getattr(config, section), name) for name in names},
+        )
+        for section, names in SHARED.items()
+    }
+    return replace(first, seed=config.seed, **sections)
