@@ -46,6 +46,13 @@ def arguments(
     description: str | None, devices: Sequence[str] = ("cpu", "cuda")
 ) -> argparse.Namespace:
     """`--size small|full`, `--device`, `--json FILE`."""
+    return parser(description, devices).parse_args()
+
+
+def parser(
+    description: str | None, devices: Sequence[str] = ("cpu", "cuda")
+) -> argparse.ArgumentParser:
+    """What reads the options of `arguments`, for benchmarks with more."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     parser.add_argument(
         "--size", choices=("small", "full"), default="small", help="small: 8 minutes at most"
@@ -54,7 +61,7 @@ def arguments(
     parser.add_argument(
         "--json", type=Path, default=None, help="write machine, versions, rows and claims here"
     )
-    return parser.parse_args()
+    return parser
 
 
 def clock_of(device: str) -> Callable[[], float]:

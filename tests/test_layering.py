@@ -15,7 +15,9 @@ LEVELS: dict[str, int] = {
     **dict.fromkeys(ROOMS, 2),
     **dict.fromkeys(("recipes",), 2),
     "build": 3,
-    **dict.fromkeys(("fitting", "loading", "export", "validation", "pictures", "caching"), 4),
+    **dict.fromkeys(
+        ("fitting", "loading", "teaching", "export", "validation", "pictures", "caching"), 4
+    ),
     **dict.fromkeys(("api", "doctor", "inspection", "moments"), 4),
     **dict.fromkeys(("commands", "demo", "finding", "sharing"), 5),
     "cli": 6,

@@ -26,7 +26,6 @@ from onereel.evaluation.pairs import PairResult
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
 from onereel.files import write_atomically
-from onereel.fitting import Trainee
 from onereel.inspection.pages import inspect as inspect
 from onereel.loading import (
     check_start,
@@ -35,12 +34,14 @@ from onereel.loading import (
     load_dual_encoder,
     load_encoder,
 )
+from onereel.models import Trainee
 from onereel.models.blocks import compile_blocks
 from onereel.models.text import TOKENIZER, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.pictures import try_report
 from onereel.recipes import load_recipe
 from onereel.recipes.stages import first_stage
+from onereel.teaching import load_teacher
 from onereel.training import (
     FIRST,
     RunInterrupted,
@@ -155,7 +156,8 @@ def train(
         backbone=_absolute_if_there(config.model.backbone),
     )
     after = _absolute(config.after) if config.after.endswith(".py") else config.after
-    config = replace(config, data=lists, model=model, after=after)
+    distill = replace(config.distill, teacher=_absolute_if_there(config.distill.teacher))
+    config = replace(config, data=lists, model=model, distill=distill, after=after)
     run = Path(out or Path("runs") / (Path(config.recipe).stem or "run"))
     return _train(config, run, overwrite=overwrite, resume=False)
 
@@ -198,6 +200,7 @@ def _train_in(
     _warn_of_left_out(annotations, *([validation.dataset.annotations] if validation else []))
     model = build.build_trainee(config, len(class_names), tokenizer)
     first = None if goes_on else _start(model, config, class_names)
+    objective = build.build_objective(config, model, load_teacher(config))
     plan = plan_steps(config, loader.num_batches, world.world_size)
     run_on_main(lambda: held.enter_context(run_lock(run)))
     run_on_main(lambda: create_run(run, given, overwrite=overwrite, resume=resume))
@@ -205,7 +208,7 @@ def _train_in(
         weights = str(_train_first(world, first, run))
         started = replace(config, after="", model=replace(config.model, pretrained=weights))
         load_encoder(model, started, class_names)
-    objective = build.build_objective(config, model).to(world.device)
+    objective.to(world.device)
     if config.train.compile:
         compile_blocks(model, dynamic=True)
     if tokenizer is not None:

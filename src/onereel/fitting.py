@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 
 import torch
 
 from onereel.config import RunConfig
 from onereel.errors import ConfigError
+from onereel.models import Trainee
 from onereel.models.backbone import ImageBackbone
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.factorised import Encoder, FactorisedEncoder
@@ -17,14 +19,12 @@ from onereel.models.pretrained import Converted, LoadReport, Weights, convert, l
 from onereel.models.pretrained.clip import MAY_BE_NEW as CLIP_MAY_BE_NEW
 from onereel.models.pretrained.clip import convert_clip, is_clip
 from onereel.models.pretrained.halves import into_halves
-from onereel.models.video_model import VideoModel
 from onereel.tokens.positions import resize_positions
 from onereel.types import TubeletGrid
 
 logger = logging.getLogger(__name__)
 
 OURS = "onereel"
-Trainee = VideoModel | MaskedAutoencoder | DualEncoder
 
 
 def encoder_of(model: Trainee) -> Encoder:
@@ -62,10 +62,25 @@ def to_start_from(
             found.tensors[ours], found.origins[ours] = value, name
         else:
             found.left_out[name] = f"this model has no {ours.split('.')[0]}"
+    _fit_poolers(found, wanted)
     _resize_tables(found, wanted)
     if not isinstance(model, DualEncoder) and isinstance(model.encoder, FactorisedEncoder):
         into_halves(found, model.encoder, num_times)
     return found
+
+
+def _fit_poolers(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Give the attention pool of a head to each head of a model that has several, or to none that pools otherwise."""
+    for name in [name for name in found.tensors if name.startswith("head.pooler.")]:
+        if name in wanted:
+            continue
+        value, origin = found.tensors.pop(name), found.origins.pop(name)
+        rest = name.removeprefix("head.")
+        ours = [other for other in wanted if re.fullmatch(rf"head\.heads\.\d+\.{rest}", other)]
+        found.tensors |= dict.fromkeys(ours, value)
+        found.origins |= dict.fromkeys(ours, origin)
+        if not ours:
+            found.left_out[origin] = "this model pools without attention"
 
 
 def _resize_tables(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None:

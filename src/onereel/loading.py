@@ -18,12 +18,12 @@ from onereel.config import RunConfig, from_dict
 from onereel.errors import ConfigError
 from onereel.fitting import (
     OURS,
-    Trainee,
     encoder_of,
     load_weights,
     to_start_from,
     warn_of_other_pixels,
 )
+from onereel.models import Student, Trainee
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.masked_autoencoder import MaskedAutoencoder
@@ -77,10 +77,10 @@ class TrainedModel:
 
 
 @dataclass(frozen=True)
-class TrainedAutoencoder:
-    """What masked pre-training made, and its configuration; it knows no classes."""
+class Pretrained:
+    """What masked pre-training or distillation made, and its configuration; it knows no classes."""
 
-    model: MaskedAutoencoder
+    model: MaskedAutoencoder | Student
     config: RunConfig
     class_names: tuple[str, ...] = ()
 
@@ -103,7 +103,7 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
             f"{source} compares videos with texts and has no classes: onereel.load_dual_encoder loads it, "
             "`onereel embed` and `onereel search` use it"
         )
-    if isinstance(trained, TrainedAutoencoder):
+    if isinstance(trained, Pretrained):
         raise ConfigError(
             f"{source} was pre-trained without labels and has no classes to answer with. Fine-tune it: "
             f"onereel train RECIPE --model.pretrained {source}"
@@ -113,7 +113,7 @@ def load(source: str | Path, config: RunConfig | None = None) -> TrainedModel:
 
 def load_trained(
     source: str | Path, config: RunConfig | None = None
-) -> TrainedModel | TrainedAutoencoder | TrainedDualEncoder:
+) -> TrainedModel | Pretrained | TrainedDualEncoder:
     """Whatever was trained there, in evaluation mode; arguments and errors as `load`."""
     found = _find(source)
     if isinstance(found, Weights):
@@ -125,8 +125,8 @@ def load_trained(
     model = build.build_trainee(config, len(class_names))
     saved = Converted(OURS, dict(tensors), {name: name for name in tensors})
     load_converted(model, saved, source=str(source), whole=True)
-    if isinstance(model, MaskedAutoencoder):
-        return TrainedAutoencoder(model.eval(), config)
+    if isinstance(model, MaskedAutoencoder | Student):
+        return Pretrained(model.eval(), config)
     assert isinstance(model, VideoModel)
     return TrainedModel(model.eval(), config, class_names, facts)
 

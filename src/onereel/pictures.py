@@ -14,7 +14,7 @@ from onereel.errors import DecodeError, OnereelError
 from onereel.evaluation.inference import autocast, evaluating
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
-from onereel.objectives import AnyObjective, MaskedObjective
+from onereel.objectives import AnyObjective, DistillationObjective, MaskedObjective
 from onereel.report.examples import Reconstructed, write_examples, write_reconstructions
 from onereel.report.run_report import write_report
 from onereel.seeding import clip_generators
@@ -64,6 +64,11 @@ def _write_pictures(
     if isinstance(objective, MaskedObjective):
         shown, grid = _reconstructed(config, objective, batch)
         write_reconstructions(run, clips, shown, captions, grid=grid, **sizes)
+        return
+    if isinstance(objective, DistillationObjective):
+        with evaluating(objective), autocast(batch.clips.device, config.train.precision):
+            tokens = objective.shown(batch)
+        write_examples(run, clips, list(kept_tokens(tokens)), captions, grid=tokens.grid, **sizes)
         return
     video = model.video if isinstance(model, DualEncoder) else model
     assert isinstance(video, VideoModel)

@@ -37,12 +37,17 @@ def convert(
             masked pre-training, VideoMAEForPreTraining, for models with model.positions sincos-1d).
         out: folder to write.
     """
-    from onereel.loading import TrainedAutoencoder, TrainedDualEncoder, load_trained
+    from onereel.loading import Pretrained, TrainedDualEncoder, load_trained
+    from onereel.models import Student
     from onereel.models.pretrained.videomae import write_videomae
 
     trained = load_trained(model)
+    if isinstance(trained.model, Student):
+        raise ConfigError(
+            f"{model} was distilled without labels and has no classes: fine-tune it first"
+        )
     if to == "onereel":
-        if isinstance(trained, TrainedAutoencoder):
+        if isinstance(trained, Pretrained):
             raise ConfigError(
                 f"{model} was pre-trained without labels and has no classes: fine-tune it first, or --to videomae"
             )

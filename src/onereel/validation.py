@@ -10,11 +10,11 @@ from onereel.config import RunConfig, to_dict
 from onereel.data.dataset import ClipDataset
 from onereel.errors import DataError, OnereelError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
-from onereel.evaluation.masked import evaluate_masked
+from onereel.evaluation.loss import evaluate_loss
 from onereel.evaluation.pairs import PairResult, evaluate_pairs
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
-from onereel.objectives import AnyObjective, MaskedObjective
+from onereel.objectives import AnyObjective, DistillationObjective, MaskedObjective
 from onereel.training import World, run_on_main
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,8 @@ class Validation:
     ) -> dict[str, float]:
         """The numbers for the log. A test that fails is said, and costs no training: `onereel eval` repeats it."""
         try:
-            if isinstance(objective, MaskedObjective):
-                return evaluate_masked(
+            if isinstance(objective, MaskedObjective | DistillationObjective):
+                return evaluate_loss(
                     objective,
                     self.loader,
                     self.augment,

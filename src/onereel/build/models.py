@@ -14,22 +14,30 @@ from onereel.build.selection import build_frames, build_selector, frames_read, t
 from onereel.config import ObjectiveConfig, RunConfig
 from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError
+from onereel.models import Student, Trainee
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.factorised import Encoder
 from onereel.models.heads import BudgetHeads, ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained.reading import locate, pixel_stats
 from onereel.models.registry import create_decoder, create_encoder, create_factorised
+from onereel.models.teachers import Teacher
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import VisionTransformer
 from onereel.objectives import AnyObjective
 from onereel.objectives.classification import ClassificationObjective
 from onereel.objectives.contrastive import InfoNce, SigmoidLoss
+from onereel.objectives.distillation import (
+    Alignment,
+    DistillationObjective,
+    spread_layers,
+)
 from onereel.objectives.masked import MaskedObjective
 from onereel.objectives.max_margin import MaxMargin
 from onereel.objectives.multi_budget import MultiBudgetObjective
 from onereel.objectives.pairs import PairObjective
+from onereel.seeding import stable_seed
 from onereel.tokens.masking import Masking
 from onereel.tokens.ranking import at_budget
 from onereel.tokens.run_length import RunLength
@@ -150,6 +158,22 @@ def _fewest_kept(selector: Selector, grid: TubeletGrid) -> int:
     return num_kept
 
 
+def build_student(config: RunConfig) -> Student:
+    """Encoder and selector of a distillation, freshly initialised from `config.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config)
+        assert isinstance(encoder, VisionTransformer)  # the configuration refuses others
+        return Student(
+            encoder,
+            _selector_of(encoder, config),
+            build_frames(config),
+            budgets=config.objective.budgets,
+            pool_budget=config.distill.pool_budget,
+            by_attention=config.distill.choose == "attention",
+        )
+
+
 def build_tokenizer(config: RunConfig, annotations: Annotations) -> Tokenizer:
     """Byte pairs of all captions of a training list."""
     text = config.text
@@ -195,10 +219,12 @@ def _selector_of(encoder: Encoder, config: RunConfig) -> Selector:
 
 def build_trainee(
     config: RunConfig, num_classes: int, tokenizer: Tokenizer | None = None
-) -> VideoModel | MaskedAutoencoder | DualEncoder:
+) -> Trainee:
     """The model of a run, whatever it learns; a video-language run needs a tokenizer."""
     if config.objective.kind == "masked":
         return build_autoencoder(config)
+    if config.objective.kind == "distillation":
+        return build_student(config)
     if tokenizer is not None:
         return build_dual_encoder(config, tokenizer)
     return build_model(config, num_classes)
@@ -206,15 +232,21 @@ def build_trainee(
 
 def check_train_clips(config: RunConfig, selector: Selector) -> None:
     """Raise ConfigError, before anything is read, where budget or selector don't fit a clip that training may meet."""
+    budgets = config.objective.budgets
+    if config.objective.kind == "distillation":
+        pool = config.distill.pool_budget
+        # The teacher's attention chooses among all tokens, or among those of the pool.
+        by_attention = config.distill.choose == "attention"
+        budgets = (*(() if by_attention else budgets), *((pool,) if pool else ()))
     for grid in train_grids(config):
-        for budget in config.objective.budgets:
+        for budget in budgets:
             at_budget(selector, budget, grid).num_kept(grid)
-        if config.data.is_flexible and not config.objective.budgets:
+        if config.data.is_flexible and not budgets:
             selector.num_kept(grid)
 
 
 def build_objective(
-    config: RunConfig, model: VideoModel | MaskedAutoencoder | DualEncoder
+    config: RunConfig, model: Trainee, teacher: Teacher | None = None
 ) -> AnyObjective:
     """What the run learns, around the model that `build_trainee` gave."""
     learned, seed = config.objective, config.seed
@@ -230,6 +262,9 @@ def build_objective(
             seed=seed,
             budgets=learned.budgets,
         )
+    if isinstance(model, Student):
+        assert teacher is not None  # who builds the objective loads it
+        return build_distillation(config, model, teacher)
     if isinstance(model, MaskedAutoencoder):
         return MaskedObjective(model, config.augment.std, seed, learned.budgets)
     if not learned.budgets:
@@ -243,3 +278,45 @@ def build_objective(
         label_smoothing=learned.label_smoothing,
         seed=seed,
     )
+
+
+def build_distillation(
+    config: RunConfig, student: Student, teacher: Teacher
+) -> DistillationObjective:
+    """The student's projections to what `teacher` says, freshly initialised from `config.seed`.
+
+    Raises ConfigError where student or teacher lacks a block that is to be aligned, or cannot be shown a part of the
+    tokens.
+    """
+    distill, depth = config.distill, student.encoder.depth
+    layers = distill.teacher_layers
+    count = len(layers) or distill.num_layers
+    if count > depth:
+        raise ConfigError(
+            f"distill.num_layers is {count}, and {config.model.name} has {depth} blocks; allowed: 0 to {depth}"
+        )
+    layers = layers or spread_layers(count, depth, teacher.depth)
+    if max(layers, default=0) >= teacher.depth:
+        raise ConfigError(
+            f"distill.teacher_layers are {layers}, and {distill.teacher} has {teacher.depth} blocks, from 0 on"
+        )
+    if distill.pool_budget and distill.teacher_size and teacher.fits(student.encoder):
+        raise ConfigError(
+            f"distill.teacher_size is {distill.teacher_size}, but {distill.teacher} is shown the "
+            f"{distill.pool_budget} tokens of the pool, which are those of the student's clips; set one of the two to 0"
+        )
+    alignment = Alignment(
+        tuple(range(depth - count, depth)),
+        layers[::-1],
+        distill.layer_weight,
+        distill.final_weight,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed(config.seed, "projections"))
+        return DistillationObjective(
+            student,
+            teacher,
+            alignment,
+            config.seed,
+            budgets_per_step=config.objective.budgets_per_step,
+        )

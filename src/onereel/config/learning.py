@@ -12,11 +12,12 @@ from onereel.config.checks import require
 class ObjectiveConfig:
     """What is learned."""
 
-    kind: Literal["classification", "masked", "contrastive", "sigmoid", "max-margin"] = (
-        "classification"
-    )
-    """classification: the label. masked: the pixels of hidden tubelets, without labels (VideoMAE, EVEREST). contrastive
-    (InfoNCE), sigmoid (SigLIP), max-margin (EPIC-KITCHENS-100 retrieval): which caption goes with which clip."""
+    kind: Literal[
+        "classification", "masked", "distillation", "contrastive", "sigmoid", "max-margin"
+    ] = "classification"
+    """classification: the label. masked: the pixels of hidden tubelets, without labels (VideoMAE, EVEREST).
+    distillation: the features of distill.teacher, without labels (UMT, Flux-UMT). contrastive (InfoNCE), sigmoid
+    (SigLIP), max-margin (EPIC-KITCHENS-100 retrieval): which caption goes with which clip."""
     label_smoothing: float = 0.0
     """classification: share of the target that goes to all classes alike."""
     mask: Literal["tube", "random"] = "tube"
@@ -30,7 +31,7 @@ class ObjectiveConfig:
     Classification learns several at once, each with a head of its own; other kinds draw one per micro-batch. Empty: as
     tokens says."""
     budgets_per_step: int = 0
-    """classification: so many of the budgets, drawn for each micro-batch; 0: all."""
+    """classification, distillation: so many of the budgets, drawn for each micro-batch; 0: all."""
     alignment: float = 1.0
     """classification with budgets: weight of the smaller budgets' features being like the largest one's."""
     alignment_loss: Literal["cosine", "smooth-l1"] = "cosine"
@@ -59,9 +60,42 @@ class ObjectiveConfig:
         budgets, per_step = self.budgets, self.budgets_per_step
         falling = all(a > b for a, b in zip(budgets, (*budgets[1:], 0)))
         require(falling, "objective.budgets", budgets, "counts of tokens, each smaller than before")
-        most = len(budgets) if self.kind == "classification" else min(1, len(budgets))
+        at_once = self.kind in ("classification", "distillation")
+        most = len(budgets) if at_once else min(1, len(budgets))
         require(0 <= per_step <= most, "objective.budgets_per_step", per_step, f"0 to {most}")
         require(self.alignment >= 0, "objective.alignment", self.alignment, "0 or more")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """objective.kind distillation: whose features are learned, and which of them."""
+
+    teacher: str = ""
+    """A run, checkpoint or saved folder of onereel (a classifier, pre-training, video-language), or a model of
+    transformers (VideoMAE, V-JEPA 2; DINOv2, DINOv3, SigLIP, CLIP and ViT by frames): a folder, or its name OWNER/MODEL
+    on the Hugging Face Hub. It sees clips at its own size, frames and pixel statistics."""
+    teacher_size: int = 0
+    """Pixels per side that the teacher sees; 0: those it was made for."""
+    num_layers: int = 6
+    """Last blocks of the student that are aligned with blocks of the teacher, spread evenly; 0: none."""
+    teacher_layers: tuple[int, ...] = ()
+    """Blocks of the teacher (from 0) for the student's last, last but one, and so on, in place of num_layers."""
+    layer_weight: float = 1.0
+    """Weight of the aligned blocks' loss, the mean over blocks and tokens."""
+    final_weight: float = 1.0
+    """Weight of the loss of the clip's final feature."""
+    pool_budget: int = 0
+    """Tokens that the selector keeps first, among which the student's objective.budgets lie (Flux-UMT: 2048); a teacher
+    of onereel with the student's tubelets is shown these and no others. 0: all."""
+    choose: Literal["ranking", "attention"] = "ranking"
+    """ranking: the student's tokens are the selector's first. attention: drawn by the attention of the teacher's class
+    token (UMT)."""
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_size", "num_layers", "layer_weight", "final_weight", "pool_budget"):
+            require(getattr(self, name) >= 0, f"distill.{name}", getattr(self, name), "0 or more")
+        layers = self.teacher_layers
+        require(min(layers, default=0) >= 0, "distill.teacher_layers", layers, "each 0 or more")
 
 
 @dataclass(frozen=True)

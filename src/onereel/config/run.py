@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from onereel.config.checks import require
 from onereel.config.frozen import check_backbone, check_cache
 from onereel.config.inputs import AugmentConfig, DataConfig, TokensConfig
-from onereel.config.learning import EvalConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from onereel.config.learning import (
+    DistillConfig,
+    EvalConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from onereel.config.model import ModelConfig, TextConfig
 from onereel.errors import ConfigError
 
@@ -32,6 +38,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     text: TextConfig = field(default_factory=TextConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -45,6 +52,7 @@ class RunConfig:
         self._check_flexible()
         check_backbone(self)
         check_cache(self)
+        self._check_distillation()
         masked_tubes = self.objective.kind == "masked" and self.objective.mask == "tube"
         keeps_a_picture = tokens.kind == "run-length" and tokens.budget in ("auto", "threshold")
         if masked_tubes and tokens.kind != "all" and not keeps_a_picture:
@@ -79,10 +87,10 @@ class RunConfig:
     def _check_factorised(self) -> None:
         if not self.model.temporal_depth:
             return
-        if self.objective.kind == "masked":
+        if self.objective.kind in ("masked", "distillation"):
             raise ConfigError(
-                "objective.kind is 'masked', but a factorised encoder has no feature for each token; set "
-                "model.temporal_depth to 0. A factorised run can start from a masked one: --model.pretrained RUN"
+                f"objective.kind is {self.objective.kind!r}, but a factorised encoder has no feature for each token; "
+                "set model.temporal_depth to 0. A factorised run can start from such a one: --model.pretrained RUN"
             )
         if self.tokens.length_embedding:
             raise ConfigError(
@@ -113,4 +121,30 @@ class RunConfig:
             raise ConfigError(
                 f"tokens.length_embedding has a row for each tubelet of data.num_frames = {data.num_frames} frames, "
                 f"and data.num_frames_choices go up to {longest}; raise data.num_frames to that"
+            )
+
+    def _check_distillation(self) -> None:
+        tokens, distill, budgets = self.tokens, self.distill, self.objective.budgets
+        if self.objective.kind != "distillation":
+            return
+        if tokens.where == "loader":
+            raise ConfigError(
+                "tokens.where is 'loader', which sends kept patches alone to the device, and a teacher sees whole "
+                "clips; set tokens.where to 'device'"
+            )
+        for name, off in (("pool_budget", 0), ("choose", "ranking")):
+            if getattr(distill, name) != off and not budgets:
+                raise ConfigError(
+                    f"distill.{name} is {getattr(distill, name)}, which says where the student's tokens lie, but not "
+                    f"how many they are: give objective.budgets, or set distill.{name} to {off}"
+                )
+        if distill.pool_budget and budgets[0] > distill.pool_budget:
+            raise ConfigError(
+                f"objective.budgets begin with {budgets[0]} tokens, and distill.pool_budget keeps "
+                f"{distill.pool_budget}; lower the one or raise the other"
+            )
+        if distill.choose == "attention" and not distill.pool_budget and tokens.kind != "all":
+            raise ConfigError(
+                f"tokens.kind is {tokens.kind}, but the student's tokens are drawn by the teacher's attention among "
+                "all; set tokens.kind to all, or distill.pool_budget to what the selector keeps first"
             )

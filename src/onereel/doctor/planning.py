@@ -29,6 +29,7 @@ from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure
 from onereel.doctor.system import cuda_devices, describe_disk
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.efficiency import TrainingSpeed, measure_training
+from onereel.teaching import load_teacher
 from onereel.training import on_devices, pick_device
 from onereel.types import Batch, SampleKey
 from onereel.video.schedule import num_cores
@@ -145,7 +146,9 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
     disk = measure_disk(video_folder(config, annotations))
     decode = measure_decode(dataset, repeats=config.data.repeats)
     num_classes = max(2, len(annotations.label_names()))
-    objective = build.build_objective(config, build.build_trainee(config, num_classes)).to(device)
+    objective = build.build_objective(
+        config, build.build_trainee(config, num_classes), load_teacher(config)
+    ).to(device)
     with _threads(build.num_threads(config, num_devices)):
         speed = measure_objective(config, objective, _example_clips(config, dataset, device))
         model_cores = torch.get_num_threads() if device.type == "cpu" else 0

@@ -5,9 +5,13 @@ from onereel.models.heads import ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder, MaskedDecoder
 from onereel.models.pooling import AttentionPool, pool_tokens
 from onereel.models.registry import create_decoder, create_encoder, list_models
+from onereel.models.student import Student
 from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import Output, VideoModel
 from onereel.models.vit import VisionTransformer
+
+Trainee = VideoModel | MaskedAutoencoder | Student | DualEncoder
+"""What a run may train, within its objective."""
 
 __all__ = [
     "AttentionPool",
@@ -17,8 +21,10 @@ __all__ = [
     "MaskedDecoder",
     "Output",
     "ProjectionHead",
+    "Student",
     "TextTower",
     "Tokenizer",
+    "Trainee",
     "VideoModel",
     "VisionTransformer",
     "create_decoder",

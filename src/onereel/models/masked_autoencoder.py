@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from onereel.errors import ConfigError
 from onereel.models.blocks import NORM_EPS, Block, Segments, reset_linears
-from onereel.models.positions import fixed_positions, positions_of
-from onereel.models.video_model import (
+from onereel.models.choosing import (
     Generators,
     dense_grid,
     derived_generators,
     select_tokens,
 )
+from onereel.models.positions import fixed_positions, positions_of
 from onereel.models.vit import TOKEN_STD, VisionTransformer
 from onereel.tokens.masking import Masking
 from onereel.tokens.packing import (

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from onereel.errors import ConfigError
+from onereel.models.choosing import (
+    Generators,
+    chosen_tokens,
+    dense_grid,
+    derived_generators,
+    nested_tokens,
+    rank_tokens,
+)
 from onereel.models.factorised import Encoder, FactorisedEncoder
 from onereel.models.heads import BudgetHeads, ClassificationHead, Head, ProjectionHead
-from onereel.seeding import stable_seed
-from onereel.tokens.packing import pack, pack_all, pack_clips, take_selected
-from onereel.tokens.ranking import at_budget, ranker
-from onereel.tokens.tubelets import clip_grid, patchify
-from onereel.types import FrameFeatures, Packed, TokenSelection, TubeletGrid
+from onereel.tokens.ranking import at_budget
+from onereel.tokens.tubelets import clip_grid
+from onereel.types import FrameFeatures, Packed, TubeletGrid
 
 if TYPE_CHECKING:
     from onereel.config import RunConfig
     from onereel.tokens.frames import FrameSelection
     from onereel.tokens.selector import Selector
-
-Generators = Sequence[torch.Generator] | None
 
 
 class Output(NamedTuple):
@@ -153,29 +154,18 @@ class VideoModel(nn.Module):
         budgets: Sequence[int],
     ) -> list[Packed]:
         """Embedded tokens of each budget; each is made of the largest one's, which are embedded once."""
-        encoder, block = self.encoder, (self.encoder.tubelet_size, self.encoder.patch_size)
-        grid, chooser = clip_grid(clips, *block), ranker(self.selector)
-        counts = [min(budget, grid.num_tokens) for budget in budgets]
-        largest = embeddings = None
-        if chooser.needs_embeddings or counts[0] == grid.num_tokens:
-            patches = pack_all(patchify(clips, *block), grid)
-            largest = replace(patches, values=encoder.embed(patches.values))
-            if counts[-1] == grid.num_tokens:
-                return [largest] * len(counts)
-            embeddings = largest.values.detach().view(len(clips), grid.num_tokens, -1)
-        with torch.no_grad():
-            seen = clips if scoring_clips is None else scoring_clips
-            if scoring_clips is not None and chooser.needs_embeddings:
-                embeddings = encoder.embed(patchify(scoring_clips, *block))
-            order = chooser.rank(seen, embeddings, grid, generators)
-            choices = [chooser.first(order, count, grid) for count in counts]
-        if largest is None:
-            patches = pack_clips(clips, choices[0], *block)
-            largest = replace(patches, values=encoder.embed(patches.values))
-        return [
-            largest if count == largest.lengths[0] else take_selected(largest, choice)
-            for count, choice in zip(counts, choices)
-        ]
+        num_tokens = clip_grid(clips, *self._block).num_tokens
+        counts = [min(budget, num_tokens) for budget in budgets]
+        ranked = rank_tokens(
+            self.encoder,
+            self.selector,
+            clips,
+            scoring_clips,
+            generators,
+            fewest=counts[-1],
+            most=counts[0],
+        )
+        return nested_tokens(self.encoder, ranked, counts)
 
     def kept(
         self,
@@ -208,22 +198,20 @@ class VideoModel(nn.Module):
         """The kept tokens, and whether they are embedded already or still patches."""
         if isinstance(clips, Packed):
             return clips, False
-        encoder, block = self.encoder, (self.encoder.tubelet_size, self.encoder.patch_size)
-        grid = clip_grid(clips, *block)
-        selector = at_budget(self.selector, budget, dense_grid(self.frames, grid))
-        if selector.num_kept(dense_grid(self.frames, grid)) == grid.num_tokens:
-            return pack_all(patchify(clips, *block), grid), False
-        seen = clips if scoring_clips is None else scoring_clips
-        choose = partial(select_tokens, selector, self.frames, seen, draws=self.training)
-        if not selector.needs_embeddings:
-            return pack_clips(clips, choose(None, grid, generators), *block), False
-        with torch.no_grad():
-            scored = encoder.embed(patchify(seen, *block))
-            choice = choose(scored, grid, generators)
-        if scoring_clips is None and not torch.is_grad_enabled():
-            return pack(scored, choice, grid), True
-        # Embedded anew, so that the backward pass holds kept patches only.
-        return pack_clips(clips, choice, *block), False
+        dense = dense_grid(self.frames, clip_grid(clips, *self._block))
+        return chosen_tokens(
+            self.encoder,
+            at_budget(self.selector, budget, dense),
+            self.frames,
+            clips,
+            scoring_clips,
+            generators,
+            draws=self.training,
+        )
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        return self.encoder.tubelet_size, self.encoder.patch_size
 
     def macs(
         self,
@@ -302,33 +290,3 @@ class VideoModel(nn.Module):
         from onereel.models.pretrained.folder import push_folder
 
         return push_folder(name, self, class_names, facts, private=private)
-
-
-@torch.no_grad()
-def select_tokens(
-    selector: Selector,
-    frames: FrameSelection | None,
-    clips: Tensor,
-    embeddings: Tensor | None,
-    grid: TubeletGrid,
-    generators: Generators,
-    *,
-    draws: bool,
-) -> TokenSelection:
-    """What `selector` keeps, of the frames that `frames` chooses where it is on (at random where it `draws`)."""
-    if frames is None:
-        return selector.select(clips, embeddings, grid, generators)
-    return frames.select(selector, clips, embeddings, grid, generators, draws=draws)
-
-
-def dense_grid(frames: FrameSelection | None, grid: TubeletGrid) -> TubeletGrid:
-    """The tubelets of clips of `grid` that a model is given when it keeps all tokens."""
-    return grid if frames is None else frames.given_grid(grid)
-
-
-def derived_generators(generators: Generators, purpose: str) -> Generators:
-    """Generators for another purpose, each a function of the seed of one of `generators`."""
-    if generators is None:
-        return None
-    seeds = [stable_seed(generator.initial_seed(), purpose) for generator in generators]
-    return [torch.Generator().manual_seed(seed) for seed in seeds]

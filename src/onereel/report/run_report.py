@@ -63,7 +63,7 @@ def _commands(files: RunFiles) -> list[tuple[str, str]]:
     run = shlex.quote(str(files.folder))
     resume = ("Resume training where it stopped", f"onereel train --resume {run}")
     again = ("Write this page again", f"onereel report {run}")
-    if view.is_masked(files):
+    if view.is_pretraining(files):
         tune = f"onereel train RECIPE --model.pretrained {run} --data.train LIST"
         return [resume, ("Fine-tune its encoder", tune), again]
     evaluate = f"onereel eval {run}"

@@ -68,9 +68,9 @@ def dense_evaluation(files: RunFiles) -> Evaluation | None:
     return next(iter(dense + whole), None)
 
 
-def is_masked(files: RunFiles) -> bool:
-    """Whether the run learned to fill in hidden patches, and so has no classes."""
-    return files.config.get("objective", {}).get("kind") == "masked"
+def is_pretraining(files: RunFiles) -> bool:
+    """Whether the run learned pixels or a teacher's features, and so has no classes."""
+    return files.config.get("objective", {}).get("kind") in ("masked", "distillation")
 
 
 def headline(files: RunFiles) -> str:
@@ -90,9 +90,13 @@ def headline(files: RunFiles) -> str:
     if files.eval and "top1" in files.eval[-1]:
         last = files.eval[-1]
         return f"{what}: {percent(last['top1'])} top‑1 at step {last['step']:,}."
-    if is_masked(files) and files.train and "loss" in files.train[-1]:
+    objective = config.get("objective", {})
+    if is_pretraining(files) and files.train and "loss" in files.train[-1]:
         last = files.train[-1]
-        return f"{what} without labels: loss {last['loss']:.4f} on hidden patches at step {last['step']:,}."
+        learned = "hidden patches" if objective["kind"] == "masked" else "the teacher's features"
+        return (
+            f"{what} without labels: loss {last['loss']:.4f} on {learned} at step {last['step']:,}."
+        )
     if files.train:
         last = files.train[-1]
         where = f"step {last['step']:,}, epoch {last.get('epoch', 0):.2f}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onereel.errors import ConfigError
-from onereel.types import TokenSelection, TubeletGrid
+from onereel.types import TubeletGrid
 
 if TYPE_CHECKING:
     from onereel.tokens.selector import Selector
@@ -36,10 +36,6 @@ class Ranker(Protocol):
         generators: Sequence[torch.Generator] | None,
     ) -> Tensor:
         """int64 `(B, N)`, best first; arguments as of `Selector.select`."""
-        ...
-
-    def first(self, ranking: Tensor, count: int, grid: TubeletGrid) -> TokenSelection:
-        """What `at_budget(count)` selects, from its `ranking`."""
         ...
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onereel.errors import ConfigError
-from onereel.tokens.budgets import Budget, ClipCount, keep_first, rank
+from onereel.tokens.budgets import Budget, ClipCount, rank
 from onereel.tokens.groups import group_sizes
 from onereel.tokens.guards import check_floor, with_floor
 from onereel.tokens.runs import run_lengths
@@ -70,11 +70,6 @@ class ScoredSelector:
                 "use tokens.budget clip or group (with run-length: clip)"
             )
         return replace(self, budget=replace(self.budget, token_budget=count))
-
-    def first(self, ranking: Tensor, count: int, grid: TubeletGrid) -> TokenSelection:
-        """What `select` with `count` tokens of each clip keeps, from the `ranking (B, N)` of `rank`."""
-        keep_mask = keep_first(ranking, count)
-        return TokenSelection(keep_mask, run_lengths(keep_mask, grid), count)
 
     def select(
         self,

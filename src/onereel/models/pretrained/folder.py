@@ -112,7 +112,7 @@ def portable(config: RunConfig) -> RunConfig:
     values = to_dict(config)
     values["data"] |= dict.fromkeys(("train", "val", "root", "store", "cache"), "")
     values["data"] |= {"cache_views": 0, "cache_dtype": DataConfig.cache_dtype}
-    values["model"]["pretrained"] = ""
+    values["model"]["pretrained"] = values["distill"]["teacher"] = ""
     values["recipe"] = Path(config.recipe).stem
     # How it was trained is no part of a model that is used, and may name files.
     values["after"] = ""

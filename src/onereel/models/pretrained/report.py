@@ -12,7 +12,7 @@ from onereel.errors import ConfigError
 from onereel.models.pretrained.convert import Converted
 
 MAY_BE_NEW = (
-    r"encoder\.length_embed$|encoder\.norm\.|head\.norm\.|head\.fc\.|head\.heads\.|decoder\."
+    r"encoder\.length_embed$|encoder\.norm\.|head\.(heads\.\d+\.)?(norm|fc|pooler)\.|decoder\."
     r"|encoder\.spatial\.(norm\.|cls_token$)|encoder\.adapter\."
     r"|encoder\.temporal\.(blocks\.|norm\.|pos_embed$|cls_token$)"
 )

@@ -1,4 +1,4 @@
-"""The loss of a masked objective on clips that it was not trained on."""
+"""The loss of an objective without labels on clips that it was not trained on."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from onereel.evaluation.ranks import gather
 
 if TYPE_CHECKING:
     from onereel.data.loader import ClipLoader
-    from onereel.objectives.masked import MaskedObjective
+    from onereel.objectives import DistillationObjective, MaskedObjective
 
 
-def evaluate_masked(
-    objective: MaskedObjective,
+def evaluate_loss(
+    objective: MaskedObjective | DistillationObjective,
     loader: ClipLoader,
     augment: BatchTransform,
     *,
     device: torch.device,
     precision: str = "auto",
 ) -> dict[str, float]:
-    """Mean `loss` over all clips and ranks, share of tokens seen by encoder or decoder, clips per second and seconds.
+    """Mean `loss` over all clips and ranks, share of tokens that the model computes, clips per second and seconds.
 
     Masks are drawn as in training, for the keys of the loader's epoch 0: every call has the same ones.
 

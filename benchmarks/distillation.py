@@ -1,0 +1,217 @@
+"""Does distillation from a frozen teacher beat training from scratch at the same wall-clock, on little real video?
+
+The teacher is made here: masked pre-training on the unlabelled videos of benchmarks/pretraining.py (no test clip is
+among them), then video-language training on the 80 training clips, their labels as captions. Its time stands beside the
+others and is not counted. A student of the same size learns its features on the 80 clips and is fine-tuned on them; the
+run from scratch then gets the epochs that fit into the time that both took together, rounded up.
+
+    python benchmarks/distillation.py --size full              three seeds, one after the other
+    python benchmarks/distillation.py --size full --seeds 1    one of them; --folder F keeps and finds the teacher
+    python benchmarks/distillation.py                          one seed and few epochs: too short for the claim
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from common import Claim, parser, report
+from onereel.config import RunConfig, TextConfig
+from onereel.recipes import load_recipe
+from pretraining import Data
+
+NUM_CURVE_POINTS = 5
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """Of each run but the one from scratch, whose number follows."""
+
+    masked: int
+    language: int
+    distilled: int
+    fine: int
+
+
+EPOCHS = {"small": Epochs(10, 10, 10, 10), "full": Epochs(100, 150, 100, 100)}
+
+
+def timed(data: Data, config: RunConfig, out: Path, train: str, val: str = "") -> dict[str, Any]:
+    """Train; top-1, and the seconds that all of it took, those of training alone among them."""
+    start = time.perf_counter()
+    result = data.run(config, out, train, val)
+    seconds = time.perf_counter() - start
+    return {"top1": result.metrics.get("top1"), "seconds": seconds, "curve": curve(out, config)}
+
+
+def curve(run: Path, config: RunConfig) -> list[dict[str, float]]:
+    """Loss and top-1 of a run against the seconds that its steps took (no tests, no start)."""
+    points, seconds, step = [], 0.0, 0
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        if line["kind"] == "train":
+            clips = (line["step"] - step) * config.train.batch_size_per_device
+            seconds, step = seconds + clips / line["clips_per_second"], line["step"]
+            points.append({"seconds": seconds, "loss": line["loss"]})
+        elif "top1" in line:
+            points.append({"seconds": seconds, "top1": line["top1"]})
+    return points
+
+
+def make_teacher(data: Data, epochs: Epochs, device: str, folder: Path) -> tuple[Path, float]:
+    """The video-language run, and the seconds that it and its pre-training took; made once per folder."""
+    run, record = folder / "teacher", folder / "teacher.json"
+    if not record.exists():
+        masked = shaped(load_recipe("actions_mae"), 0, epochs.masked, device)
+        seconds = timed(data, masked, folder / "masked", data.unlabelled)["seconds"]
+        base = shaped(load_recipe("actions"), 0, epochs.language, device)
+        language = replace(
+            base,
+            objective=replace(base.objective, kind="contrastive", mask_duplicates=True),
+            model=replace(base.model, pretrained=str(folder / "masked")),
+            text=TextConfig(size="micro", context_length=16, vocab_size=512, embed_dim=64),
+            train=replace(base.train, batch_size_per_device=16),
+        )
+        captions = with_captions(Path(data.train), folder / "captions.csv")
+        seconds += timed(data, language, run, captions)["seconds"]
+        record.write_text(json.dumps({"seconds": seconds}))
+    return run, json.loads(record.read_text())["seconds"]
+
+
+def with_captions(labels: Path, out: Path) -> str:
+    """The list with each clip's label as its caption."""
+    with labels.open(newline="") as file, out.open("w", newline="") as copy:
+        writer = csv.writer(copy)
+        writer.writerow(("path", "caption"))
+        for row in csv.DictReader(file):
+            writer.writerow((row["path"], f"a person does {row['label'].replace('_', ' ')}"))
+    return str(out)
+
+
+def shaped(config: RunConfig, seed: int, epochs: int, device: str) -> RunConfig:
+    return replace(config, seed=seed, train=replace(config.train, epochs=epochs, device=device))
+
+
+def with_curve(config: RunConfig) -> RunConfig:
+    every = math.ceil(config.train.epochs / NUM_CURVE_POINTS)
+    return replace(config, train=replace(config.train, eval_every=every))
+
+
+def one_seed(
+    seed: int, epochs: Epochs, device: str, data: Data, teacher: Path, folder: Path
+) -> list[dict[str, Any]]:
+    """Distilled and fine-tuned, then from scratch for as long."""
+    distil, fine = load_recipe("actions_distill"), load_recipe("actions")
+    distil = replace(distil, distill=replace(distil.distill, teacher=str(teacher)))
+    first_run = folder / f"distilled, {seed}"
+    first = timed(data, shaped(distil, seed, epochs.distilled, device), first_run, data.train)
+    started = replace(fine, model=replace(fine.model, pretrained=str(first_run)))
+    second = timed(
+        data,
+        with_curve(shaped(started, seed, epochs.fine, device)),
+        folder / f"fine-tuned, {seed}",
+        data.train,
+        data.val,
+    )
+    times = [train_seconds(part) for part in (first, second)]
+    num_epochs = math.ceil(epochs.fine * sum(times) / times[1])
+    scratch = timed(
+        data,
+        with_curve(shaped(fine, seed, num_epochs, device)),
+        folder / f"scratch, {seed}",
+        data.train,
+        data.val,
+    )
+    return [first, second, scratch]
+
+
+def rows_of(
+    seed: int, teacher_seconds: float, runs: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One row per arm."""
+    distilled, fine, scratch = runs
+    arms = {"distilled": (fine, [distilled, fine]), "scratch": (scratch, [scratch])}
+    return [
+        {
+            "arm": name,
+            "seed": seed,
+            "top1": last["top1"],
+            "wall seconds": sum(part["seconds"] for part in parts),
+            "training seconds": sum(train_seconds(part) for part in parts),
+            "teacher seconds": teacher_seconds if name == "distilled" else 0.0,
+            "curve": joined(parts),
+        }
+        for name, (last, parts) in arms.items()
+    ]
+
+
+def train_seconds(run: dict[str, Any]) -> float:
+    return max(point["seconds"] for point in run["curve"])
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """The curves of runs that follow one another, on one clock."""
+    before, points = 0.0, []
+    for part in parts:
+        points += [{**point, "seconds": before + point["seconds"]} for point in part["curve"]]
+        before += train_seconds(part)
+    return points
+
+
+def claims_of(rows: Sequence[dict[str, Any]]) -> list[Claim]:
+    top1, seconds = (
+        {
+            arm: mean(row[key] for row in rows if row["arm"] == arm)
+            for arm in ("distilled", "scratch")
+        }
+        for key in ("top1", "training seconds")
+    )
+    return [
+        Claim("distilled top-1 minus scratch", top1["distilled"] - top1["scratch"], 0.01),
+        Claim(
+            "distilled seconds over scratch",
+            seconds["distilled"] / seconds["scratch"],
+            1.05,
+            at_most=True,
+        ),
+    ]
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, nargs="+", help="default: 0, or with full 0 1 2")
+    options.add_argument(
+        "--folder", type=Path, help="keep runs here, and the teacher for next time"
+    )
+    given = options.parse_args()
+    seeds = given.seeds or ([0, 1, 2] if given.size == "full" else [0])
+    epochs = EPOCHS[given.size]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = Data(folder)
+        teacher, seconds = make_teacher(data, epochs, given.device, folder)
+        rows = [
+            row
+            for seed in seeds
+            for row in rows_of(
+                seed, seconds, one_seed(seed, epochs, given.device, data, teacher, folder)
+            )
+        ]
+    curves = {f"{row['arm']}, {row['seed']}": row.pop("curve") for row in rows}
+    title = f"actions5: {epochs.distilled} epochs from a teacher and {epochs.fine} of fine-tuning"
+    report(title, rows, claims_of(rows), given.json)
+    if given.json is not None:
+        content = json.loads(given.json.read_text())
+        given.json.write_text(json.dumps({**content, "curves": curves}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
