@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +26,7 @@ from onereel.config import (
     RunConfig,
     TokensConfig,
     TrainConfig,
+    to_dict,
 )
 from onereel.data import features as features_module
 from onereel.errors import ConfigError, DataError
@@ -148,6 +153,49 @@ def test_epochs_past_the_views_read_them_again(videos: Path, online: Path, tmp_p
     assert all(ours != theirs for ours, theirs in zip(cached[3:], curve(online)[3:]))
 
 
+def test_workers_read_clips_and_features(videos: Path, online: Path, tmp_path: Path) -> None:
+    """Two processes decode, one of the two reads features later on: the same bits."""
+    config = with_data(CACHED, num_workers=2)
+    assert_equal_runs(train(config, videos, tmp_path / "cached"), online)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_twice_on_the_command_line(
+    videos: Path, online: Path, tmp_path: Path
+) -> None:
+    """SIGKILL while features are made, and again in training; `--resume` needs nothing else."""
+    run, recipe = tmp_path / "run", tmp_path / "mine.py"
+    values = repr(to_dict(with_data(CACHED, train=str(videos / "two.csv"))))
+    recipe.write_text(
+        "from onereel.config import RunConfig, from_dict\n"
+        "from onereel.data import features\n"
+        "features.SHARD_BYTES = 1\n"
+        f"def recipe():\n    return from_dict(RunConfig, {values})\n"
+    )
+    start = ["train", str(recipe), "--out", str(run)]
+    shards, checkpoints = "features/*.safetensors", "checkpoints/step_*.pt"
+    kill_once(start, lambda: len(list(run.glob(shards))) >= 3)
+    kill_once(["train", "--resume", str(run)], lambda: any(run.glob(checkpoints)))
+    command(["train", "--resume", str(run)]).wait(timeout=120)
+    assert_equal_runs(run, online)
+
+
+def command(arguments: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "onereel.cli", *arguments], env=environment)
+
+
+def kill_once(arguments: list[str], when: Callable[[], bool]) -> None:
+    """Start `onereel` and kill it as soon as `when()` holds."""
+    process = command(arguments)
+    deadline = time.monotonic() + 120
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert when()
+    process.kill()
+    process.wait()
+
+
 class PowerCutError(Exception):
     pass
 
@@ -219,8 +267,9 @@ def test_a_broken_video_is_left_out_and_named(videos: Path, tmp_path: Path) -> N
         TokensConfig(kind="run-length", threshold=0.5),
         TokensConfig(kind="redundancy", keep_ratio=0.5),
         TokensConfig(kind="random", keep_ratio=0.5, frame_selection=1.5),
+        TokensConfig(kind="run-length", threshold=0.5, where="loader"),
     ],
-    ids=["random", "run-length", "redundancy", "frames"],
+    ids=["random", "run-length", "redundancy", "frames", "loader"],
 )
 def test_selected_tokens_are_cached_too(videos: Path, tmp_path: Path, tokens: TokensConfig) -> None:
     """A frame may have no token, and then no feature: clips have features of some frames only."""

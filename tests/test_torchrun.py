@@ -42,28 +42,30 @@ def numbers(run: Path) -> list[dict[str, float]]:
     return [{name: r[name] for name in names if name in r} for r in map(json.loads, lines)]
 
 
+TORCHRUN = [
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    "-m",
+]
+
+
+def write_list(folder: Path, make_video: Callable[..., Path], num_videos: int) -> list[str]:
+    """Videos of two classes, and the options that train and test on all of them."""
+    rows = "path,label\n"
+    for i in range(num_videos):
+        make_video(folder / f"{i}.mp4", num_frames=12, height=48, width=64)
+        rows += f"{i}.mp4,{'ab'[i % 2]}\n"
+    (folder / "list.csv").write_text(rows)
+    return [f"--data.{split}={folder / 'list.csv'}" for split in ("train", "val")]
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(
     make_video: Callable[..., Path], tmp_path: Path
 ) -> None:
-    rows = "path,label\n"
-    for i in range(9):
-        make_video(tmp_path / f"{i}.mp4", num_frames=12, height=48, width=64)
-        rows += f"{i}.mp4,{'ab'[i % 2]}\n"
-    (tmp_path / "list.csv").write_text(rows)
-    lists = [f"--data.{split}={tmp_path / 'list.csv'}" for split in ("train", "val")]
+    lists = write_list(tmp_path, make_video, 9)
     batch = ["--train.batch-size-per-device", "2"]
     train([sys.executable, "-m"], tmp_path / "one", lists, [*batch, "--train.accum-steps", "2"])
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-    ]
-    train(torchrun, tmp_path / "two", lists, batch)
+    train(TORCHRUN, tmp_path / "two", lists, batch)
     one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
     assert len(one) == 7
     for a, b in zip(one, two, strict=True):
@@ -73,3 +75,29 @@ def test_two_processes_train_and_evaluate_as_one(
     ]
     assert results[0]["confusion"] == results[1]["confusion"]
     assert results[0]["num_videos"] == results[1]["num_videos"] == 9
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_features_that_each_makes_half_of(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two processes make them, and train as one without a cache; one process then reads what two have made."""
+    lists = write_list(tmp_path, make_video, 9)
+    frozen = shlex.split(
+        "--model.temporal-depth 2 --model.frozen spatial --train.batch-size-per-device 2"
+    )
+    alone = [*frozen, "--train.accum-steps", "2"]
+    cache = [
+        *("--data.cache", str(tmp_path / "features")),
+        *shlex.split("--data.cache-views 3 --data.cache-dtype float32"),
+    ]
+    train([sys.executable, "-m"], tmp_path / "online", lists, alone)
+    train(TORCHRUN, tmp_path / "two", lists, [*frozen, *cache])
+    shards = {path.name[:11] for path in (tmp_path / "features").glob("*.safetensors")}
+    assert shards == {f"view{view:03d}-{rank:03d}" for view in range(3) for rank in range(2)}
+    train([sys.executable, "-m"], tmp_path / "one", lists, [*alone, *cache])
+    online = numbers(tmp_path / "online")
+    for name in ("one", "two"):
+        for a, b in zip(online, numbers(tmp_path / name), strict=True):
+            a, b = ({k: v for k, v in r.items() if k != "kept_ratio"} for r in (a, b))
+            assert a == pytest.approx(b, rel=1e-5, abs=1e-6)

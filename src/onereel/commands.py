@@ -357,7 +357,7 @@ def report_command(argv: Sequence[str]) -> int:
 # ---------------------------------------------------------------------------------------------------- this machine
 
 
-def doctor(folder: str = ".", store: str = "", videos: str = "") -> None:
+def doctor(folder: str = ".", store: str = "", videos: str = "", recipe: str = "") -> None:
     """Say what this machine can do: decoders, devices, arithmetic peak, disk; with videos, what reading them costs.
 
     Example: onereel doctor --store store
@@ -366,10 +366,14 @@ def doctor(folder: str = ".", store: str = "", videos: str = "") -> None:
         folder: where the disk is measured, if neither store nor videos is given.
         store: chunk store to decode some clips of.
         videos: annotation list to decode some clips of.
+        recipe: whose clips are read; where it freezes a half, what a cache of features takes, and whether it pays.
     """
     from onereel.doctor import run_doctor
 
-    Console().print(run_doctor(store=store, list=videos, folder=folder))
+    if recipe and not (store or videos):
+        raise ConfigError("--recipe says which clips are read: give --videos or --store too")
+    config = load_recipe(recipe) if recipe else None
+    Console().print(run_doctor(store=store, list=videos, config=config, folder=folder))
 
 
 def doctor_command(argv: Sequence[str]) -> int:

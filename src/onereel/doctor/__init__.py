@@ -9,6 +9,7 @@ from rich.console import Group
 from onereel import build
 from onereel.config import RunConfig
 from onereel.data.annotations import Annotations
+from onereel.doctor.caching import caching_advice
 from onereel.doctor.measure import DecodeRate, measure_decode
 from onereel.doctor.planning import Plan, plan_run, video_folder
 from onereel.doctor.system import SystemReport, system_report
@@ -18,10 +19,11 @@ __all__ = ["DoctorReport", "Plan", "SystemReport", "plan_run", "run_doctor", "sy
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """The machine, and, where videos were named, what reading them costs; `rich` prints it."""
+    """The machine; where videos were named, what reading them costs, and caching their features. `rich` prints it."""
 
     system: SystemReport
     decode: DecodeRate | None = None
+    caching: str = ""
 
     def __rich__(self) -> Group:
         if self.decode is None:
@@ -32,6 +34,7 @@ class DoctorReport:
             f"decode     {self.decode.clips_per_second:.1f} clips/s per core over {self.decode.num_clips} clips"
             + (f", {size / 1e3:.1f} kB read per clip" if size else "")
             + (f"; {self.decode.num_failed} could not be read" if self.decode.num_failed else ""),
+            *([self.caching] if self.caching else []),
         )
 
 
@@ -43,7 +46,8 @@ def run_doctor(
     Args:
         store: chunk store to read from.
         list: annotation list of the clips; default: every video of the store.
-        config: whose clips are read (frames, size, crop); default: 16 frames of 224 x 224.
+        config: whose clips are read (frames, size, crop), and whose cache is judged where something is frozen;
+            default: 16 frames of 224 x 224.
         folder: where the disk is measured if neither store nor list is given.
 
     Raises DataError where the folder, the store or the list is not there, or no clip can be read.
@@ -55,7 +59,11 @@ def run_doctor(
     annotations = build.build_annotations(config, list) if list else _all_videos(store)
     dataset = build.build_dataset(config, annotations, None, training=True)
     system = system_report(video_folder(config, annotations))
-    return DoctorReport(system, measure_decode(dataset, repeats=config.data.repeats))
+    decode = measure_decode(dataset, repeats=config.data.repeats)
+    if config.model.frozen == "none":
+        return DoctorReport(system, decode)
+    caching = caching_advice(config, build.build_encoder(config), len(dataset))
+    return DoctorReport(system, decode, caching)
 
 
 def _all_videos(store: str) -> Annotations:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +25,12 @@ from onereel.doctor.arithmetic import (
     forecast,
     longest_chunk_seconds,
 )
+from onereel.doctor.caching import caching_advice
 from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure_disk
 from onereel.doctor.system import cuda_devices, describe_disk
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.efficiency import TrainingSpeed, measure_training
+from onereel.models.dual_encoder import DualEncoder
 from onereel.teaching import load_teacher
 from onereel.training import on_devices, pick_device
 from onereel.types import Batch, SampleKey
@@ -52,6 +54,7 @@ class Plan:
         bits_per_second: mean rate of the videos, None where their length is unknown.
         longest_chunk_seconds: AVION Eq. 3, None where the disk or the bit rate is unknown.
         io_share: of a device step that reading its clips takes, B * bytes per clip / (S_r * Delta).
+        caching: whether a cache of features pays, where something is frozen.
     """
 
     config: RunConfig
@@ -66,6 +69,7 @@ class Plan:
     longest_chunk_seconds: float | None
     io_share: float | None
     advice: str
+    caching: str = ""
 
     def __rich__(self) -> Group:
         return Group(self._table(), "", *self._sentences())
@@ -105,6 +109,8 @@ class Plan:
             f"the device waits {result.data_wait:.0%} of it for data"
         )
         yield f"advice: {self.advice}"
+        if self.caching:
+            yield self.caching
         if self.decode.num_failed:
             yield f"note: {self.decode.num_failed} of the clips tried could not be read (onereel prepare --check)"
         if self.model.batch_size < self.config.train.batch_size_per_device:
@@ -169,7 +175,14 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
         global_batch_size=train.batch_size_per_device * train.accum_steps * num_devices,
         num_devices=num_devices,
     )
-    return _conclude(config, str(device), disk, decode, speed, rates, work, dataset)
+    plan = _conclude(config, str(device), disk, decode, speed, rates, work, dataset)
+    return replace(plan, caching=_caching(config, objective, len(dataset)))
+
+
+def _caching(config: RunConfig, objective: nn.Module, num_samples: int) -> str:
+    model = objective.model
+    video = model.video if isinstance(model, DualEncoder) else model
+    return caching_advice(config, getattr(video, "encoder", None), num_samples)
 
 
 def _conclude(
