@@ -338,6 +338,36 @@ def test_other_weights_seeds_and_lists_are_refused(
         train(config, videos, tmp_path / "run2", "some.csv")
 
 
+def test_a_new_run_removes_the_features_of_the_one_it_replaces(
+    videos: Path, online: Path, tmp_path: Path
+) -> None:
+    """Those in its own folder, that is, and only if they don't fit."""
+    data, run = str(videos / "two.csv"), tmp_path / "run"
+    short = replace(CACHED, train=replace(CACHED.train, epochs=1))
+    one_view = with_data(short, cache_views=1)
+    train(one_view, videos, run)
+    kept = {path: path.stat().st_mtime_ns for path in (run / "features").iterdir()}
+    onereel.train(one_view, data=data, out=run, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in (run / "features").iterdir()} == kept
+    onereel.train(replace(one_view, seed=5), data=data, out=run, overwrite=True)
+    assert json.loads((run / "features" / "key.json").read_text())["seed"] == 5
+
+
+def test_the_second_of_two_stages_may_be_cached(videos: Path, tmp_path: Path) -> None:
+    """Its frozen half is what the first stage made of it."""
+    recipe = tmp_path / "first.py"
+    values = to_dict(replace(ONLINE, model=replace(ONLINE.model, frozen="none", adapter="none")))
+    values["train"]["epochs"] = 1
+    recipe.write_text(
+        "from onereel.config import RunConfig, from_dict\n"
+        f"def recipe():\n    return from_dict(RunConfig, {values})\n"
+    )
+    plain = replace(ONLINE, after=str(recipe))
+    run = train(plain, videos, tmp_path / "online")
+    cached = train(replace(CACHED, after=str(recipe)), videos, tmp_path / "cached")
+    assert_equal_runs(cached, run)
+
+
 def test_labels_may_change(videos: Path, features: Path, tmp_path: Path) -> None:
     """They are the list's, and no part of what is cached."""
     rows = (videos / "two.csv").read_text().replace("wave", "jump")

@@ -218,7 +218,9 @@ def _train_in(
     if config.data.cache_views:
         if state is not None:
             objective.load_state_dict(state["model"])
-        loader = cached_loader(config, objective.model, dataset, world=world, run=run)
+        loader = cached_loader(
+            config, objective.model, dataset, world=world, run=run, resumed=resume
+        )
         augment = build.build_feature_augment(config, len(class_names) or None)
     result = fit(
         objective,

@@ -36,6 +36,7 @@ def cached_loader(
     *,
     world: World,
     run: Path,
+    resumed: bool,
 ) -> ClipLoader:
     """The loader of a run that reads features in place of clips; those that are not there yet are made first.
 
@@ -44,6 +45,8 @@ def cached_loader(
 
     Args:
         model: on its device, with the weights that stay.
+        resumed: whether the run goes on. One that begins removes what a run before it left in `run`, if it doesn't fit;
+            features in a folder of their own are never removed.
 
     Raises:
         ConfigError: the folder holds features of something else, or another process is making them.
@@ -55,7 +58,8 @@ def cached_loader(
     assert isinstance(encoder, FactorisedEncoder)
     folder = Path(config.data.cache or run / FOLDER)
     key = build.build_feature_key(config, encoder, dataset.annotations, world.device)
-    run_on_main(lambda: claim(folder, key))
+    discard = not config.data.cache and not resumed
+    run_on_main(lambda: claim(folder, key, discard=discard))
     cache = build.build_feature_cache(config, encoder, len(dataset), folder)
     views = range(cache.num_views)
     missing = run_on_main(lambda: [view for view in views if not cache.done(view).all()])

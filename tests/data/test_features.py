@@ -178,6 +178,17 @@ def test_a_changed_key_is_refused_with_the_reason(tmp_path: Path) -> None:
         assert remedy in message
 
 
+def test_other_features_are_removed_where_that_is_asked_for(tmp_path: Path) -> None:
+    cache = make(tmp_path / "cache")
+    write(cache, 0, range(5))
+    claim(tmp_path / "cache", KEY, discard=True)
+    assert cache.done(0).all()
+    claim(tmp_path / "cache", {**KEY, "weights": "2e"}, discard=True)
+    assert not cache.done(0).any()
+    with pytest.raises(ConfigError, match="weights was '2e'"):
+        claim(tmp_path / "cache", KEY)
+
+
 def test_a_cache_of_another_format_is_refused(tmp_path: Path) -> None:
     claim(tmp_path, KEY)
     key = json.loads((tmp_path / "key.json").read_text())

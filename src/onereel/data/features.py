@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,15 +40,22 @@ Key = Mapping[str, Any]
 """What features depend on: names of settings, or of what was hashed, to JSON values."""
 
 
-def claim(folder: Path, key: Key) -> None:
+def claim(folder: Path, key: Key, *, discard: bool = False) -> None:
     """Make `folder` the cache of `key`, or see that it is. One process calls it.
 
-    Raises ConfigError where it holds other features, with each difference, or something else.
+    Raises ConfigError where it holds something else, or other features, with each difference; with `discard` these are
+    removed.
     """
     path = folder / KEY
     if path.exists():
-        _check_same(folder, _read_key(path), {"format": FORMAT, **key})
-        return
+        try:
+            _check_same(folder, _read_key(path), {"format": FORMAT, **key})
+        except ConfigError:
+            if not discard:
+                raise
+            shutil.rmtree(folder)
+        else:
+            return
     if folder.is_dir() and any(folder.glob("[!.]*")):
         raise ConfigError(f"{folder} is not empty and holds no features; give another data.cache")
     try:

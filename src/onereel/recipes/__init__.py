@@ -48,6 +48,8 @@ RECIPES = {
     "sfa_ssv2_vitb_32f": "onereel.recipes.vivit:sfa_ssv2_vitb_32f",
     "sfa_ssv2_vitb_64f": "onereel.recipes.vivit:sfa_ssv2_vitb_64f",
     "sfa_ssv2_vitb_128f": "onereel.recipes.vivit:sfa_ssv2_vitb_128f",
+    "dinov2_k400_vitb": "onereel.recipes.vivit:dinov2_k400_vitb",
+    "dinov2_ssv2_vitb": "onereel.recipes.vivit:dinov2_ssv2_vitb",
     "videomae_k400_vitb": "onereel.recipes.masked:videomae_k400_vitb",
     "videomae_ssv2_vitb": "onereel.recipes.masked:videomae_ssv2_vitb",
     "videomae_v2_k400_vitb": "onereel.recipes.masked:videomae_v2_k400_vitb",
