@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
 # What a test adds to a printed command so that it ends in seconds; the command itself is not changed.
 SMALL = "--train.batch-size-per-device 2 --data.num-workers 0 --data.size 32 --model.name vit_micro_patch16_112"
 SHORTER = {"train": f"--train.epochs 1 {SMALL}", "plan": SMALL, "eval": "--data.num-workers 0"}
+SHORTER["tune-budget"] = "--sizes 32 --budgets 16"
 
 
 def blocks(language: str) -> list[str]:
@@ -49,7 +50,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[...
     for i in range(4):
         make_video(folder / "videos" / f"{i}.mp4", num_frames=24, height=64, width=96)
     rows = "".join(f"{i}.mp4,{'wave' if i % 2 else 'clap'}\n" for i in range(4))
-    for name in ("train.csv", "val.csv"):
+    for name in ("train.csv", "val.csv", "tune.csv"):
         (folder / "videos" / name).write_text("path,label\n" + rows)
     make_video(folder / "holiday.mp4", num_frames=24, height=64, width=96)
     return folder
@@ -66,7 +67,7 @@ def run(words: list[str], folder: Path) -> str:
 
 def test_every_onereel_command_runs_in_order(workplace: Path) -> None:
     ours = [words for words in commands() if words[0] == "onereel"]
-    assert {"prepare", "train", "eval", "predict"} <= {words[1] for words in ours}
+    assert {"prepare", "train", "eval", "predict", "tune-budget"} <= {words[1] for words in ours}
     for words in ours:
         extra = shlex.split(SHORTER.get(words[1], "")) if "--resume" not in words else []
         run([sys.executable, "-m", "onereel.cli", *words[1:], *extra], workplace)

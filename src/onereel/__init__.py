@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 __all__ = [
     *("create_model", "evaluate", "inspect", "load", "load_dual_encoder", "predict", "prepare"),
-    "train",
+    *("train", "tune_budget"),
 ]
 
 

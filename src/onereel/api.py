@@ -1,11 +1,11 @@
-"""The Python API, which is also what the verbs call: prepare, inspect, train, resume, evaluate, predict, load, ..."""
+"""The Python API, which is also what the verbs call: prepare, inspect, train, evaluate, tune_budget, predict, ..."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from onereel.data.annotation_check import AnnotationReport
 from onereel.data.annotation_check import check_annotations as _check_annotations
 from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError, DataError
+from onereel.evaluation.budget_table import Wanted
 from onereel.evaluation.classification import ClassificationResult
 from onereel.evaluation.pairs import PairResult
 from onereel.evaluation.predict import Answer
@@ -64,6 +65,9 @@ from onereel.training import (
     run_on_main,
 )
 from onereel.training.step import Augment
+from onereel.tuning import Choice, choose
+from onereel.tuning import tune_budget as tune_budget
+from onereel.tuning.settings import threads
 from onereel.validation import RESULT, Validation
 from onereel.video.library import open_library
 from onereel.video.prepare import PrepareReport
@@ -189,8 +193,9 @@ def _train_in(
     world: World, given: RunConfig, run: Path, overwrite: bool, resume: bool, held: ExitStack
 ) -> TrainResult:
     config = replace(given, train=on_devices(given.train, world.world_size))
-    annotations = build.build_annotations(config, config.data.train)
-    class_names = _class_names(config, annotations)
+    listed = build.build_annotations(config, config.data.train)
+    class_names = _class_names(config, listed)
+    annotations, _ = build.split_held_out(config, listed)
     dataset = build.build_dataset(config, annotations, class_names or None, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
     augment: Augment = build.build_augment(config, len(class_names) or None, training=True)
@@ -364,30 +369,61 @@ def predict(
     num_clips: int | None = None,
     num_crops: int | None = None,
     device: str = "auto",
+    budget: int | None = None,
+    latency_ms: float | None = None,
+    target_accuracy: float | None = None,
+    on_choice: Callable[[Choice], None] | None = None,
 ) -> list[Answer]:
-    """Label raw video files, one answer each; a file that cannot be read is answered with its reason."""
-    trained = load(run)
+    """Label raw video files, one answer each; a file that cannot be read is answered with its reason.
+
+    Args:
+        num_clips, num_crops: views of each video; None: the run's, or those of the table of budgets.
+        budget, latency_ms, target_accuracy: at most one: the most accurate row of RUN/budgets.json (`tune_budget`)
+            with that many tokens per clip at most, or whose latency per video is promised to be within it; or the
+            quickest row of that accuracy (a share). Answers then say how long they took.
+        on_choice: called with the row before it is used.
+
+    Raises:
+        ConfigError: there is no table for the run's weights, or none of its rows fits.
+    """
+    trained, chosen, choice = load(run), pick_device(device), None
+    wishes = (budget, latency_ms, target_accuracy)
+    if any(wish is not None for wish in wishes):
+        _check_no_views(num_clips, num_crops)
+        choice = choose(run, trained, Wanted(*wishes), chosen)
+        if on_choice is not None:
+            on_choice(choice)
+        trained = choice.apply(trained)
     data, views = trained.config.data, trained.config.eval
     views = replace(
         views,
         num_clips=views.num_clips if num_clips is None else num_clips,
         num_crops=views.num_crops if num_crops is None else num_crops,
     )
-    chosen = pick_device(device)
-    return _predict(
-        trained.model.to(chosen),
-        open_library(timeout_seconds=data.timeout_seconds),
-        [str(video) for video in videos],
-        class_names=trained.class_names,
-        num_frames=build.frames_read(trained.config),
-        size=data.size,
-        sampling=data.sampling,
-        sampling_rate=data.sampling_rate,
-        num_clips=views.num_clips,
-        num_crops=views.num_crops,
-        top_k=top_k,
-        device=chosen,
-        precision=trained.config.train.precision,
-        augment=trained.config.augment,
-        seed=trained.config.seed,
-    )
+    with threads(choice.num_threads if choice else torch.get_num_threads()):
+        return _predict(
+            trained.model.to(chosen),
+            open_library(timeout_seconds=data.timeout_seconds),
+            [str(video) for video in videos],
+            class_names=trained.class_names,
+            num_frames=build.frames_read(trained.config),
+            size=data.size,
+            sampling=data.sampling,
+            sampling_rate=data.sampling_rate,
+            num_clips=views.num_clips,
+            num_crops=views.num_crops,
+            top_k=top_k,
+            device=chosen,
+            precision=trained.config.train.precision,
+            augment=trained.config.augment,
+            seed=trained.config.seed,
+            timed=choice is not None,
+        )
+
+
+def _check_no_views(num_clips: int | None, num_crops: int | None) -> None:
+    if num_clips is not None or num_crops is not None:
+        raise ConfigError(
+            "the views are part of what was measured: leave num_clips and num_crops out, or measure with others by "
+            "`onereel tune-budget --num-clips N --num-crops N --overwrite`"
+        )

@@ -26,7 +26,12 @@ VERBS = {
     "inspect": Verb("Data", "a page that shows which tokens of a video are kept"),
     "train": Verb("Training", "train a recipe, or --resume a run"),
     "eval": Verb("Using a model", "test a run: views, token budgets, confusion matrix"),
-    "predict": Verb("Using a model", "label videos: table, JSON or CSV"),
+    "predict": Verb(
+        "Using a model", "label videos: table, JSON or CSV; within a budget or a latency"
+    ),
+    "tune-budget": Verb(
+        "Using a model", "accuracy and cost of frames x size x tokens, to choose from"
+    ),
     "embed": Verb("Using a model", "embed moments of videos, to be searched by a text"),
     "search": Verb("Using a model", "text -> moments: table, page of thumbnails"),
     "convert": Verb(
@@ -47,7 +52,7 @@ def usage() -> str:
     ]
     for group in dict.fromkeys(verb.group for verb in VERBS.values()):
         lines.append(f"{group}:")
-        lines += [f"  {name:9} {v.summary}" for name, v in VERBS.items() if v.group == group]
+        lines += [f"  {name:12} {v.summary}" for name, v in VERBS.items() if v.group == group]
         lines.append("")
     lines.append(
         "`onereel VERB --help` tells more. First steps: onereel prepare VIDEOS --out STORE,"
@@ -80,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from onereel import commands
 
     try:
-        return getattr(commands, f"{verb}_command")(argv[1:]) or 0
+        return getattr(commands, f"{verb.replace('-', '_')}_command")(argv[1:]) or 0
     except OnereelError as error:
         # A run that was asked to stop, and saved, is no error but has an exit code of its own.
         code = getattr(error, "exit_code", None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
@@ -18,6 +17,8 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from onereel.config import DataConfig, EvalConfig, RunConfig, TokensConfig
+from onereel.deploying import predict_command as predict_command
+from onereel.deploying import tune_budget_command as tune_budget_command
 from onereel.errors import ConfigError
 from onereel.finding import embed_command as embed_command
 from onereel.finding import search_command as search_command
@@ -25,7 +26,6 @@ from onereel.inspection.options import InspectOptions
 from onereel.recipes import RECIPES, describe, load_recipe
 from onereel.sharing import convert_command as convert_command
 from onereel.sharing import export_command as export_command
-from onereel.types import Quarantined
 
 TRAIN_HELP = """usage:
   onereel train RECIPE --data.train LIST [--data.val LIST] [--data.store STORE] [--out RUN] [--FIELD VALUE]
@@ -285,58 +285,6 @@ def eval_command(argv: Sequence[str]) -> int:
     )
     print(result)
     return 0
-
-
-def predict(
-    run: Run,
-    videos: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="VIDEO...")],
-    /,
-    out: str = "",
-    top_k: int = 5,
-    num_clips: int | None = None,
-    num_crops: Literal[1, 3] | None = None,
-    device: str = "auto",
-) -> int:
-    """Label videos with a trained run.
-
-    Example: onereel predict runs/actions holiday.mp4 sports.mkv --out labels.csv
-
-    Args:
-        run: run folder.
-        videos: video files.
-        out: also write the answers here: .json or .csv.
-        top_k: classes per video.
-        num_clips: clips spread over each video; default: the run's.
-        num_crops: 1 (centre) or 3; default: the run's.
-        device: auto, cpu or cuda.
-    """
-    from onereel import api
-    from onereel.evaluation.predict import check_predictions_path, exit_code, write_predictions
-
-    if not videos:
-        raise ConfigError("predict needs videos: onereel predict RUN VIDEO...")
-    if top_k < 1:
-        raise ConfigError(f"--top-k is {top_k}; allowed: 1 or more")
-    if out:
-        check_predictions_path(out)
-    predictions = api.predict(
-        run, list(videos), top_k=top_k, num_clips=num_clips, num_crops=num_crops, device=device
-    )
-    console = Console()
-    for answer in predictions:
-        if isinstance(answer, Quarantined):
-            print(f"{answer.path}: not read: {answer.reason}", file=sys.stderr)
-            continue
-        console.print(answer.video, style="bold", highlight=False, soft_wrap=True)
-        for label, probability in zip(answer.labels, answer.probabilities):
-            console.print(f"  {probability:6.1%}  {label}", highlight=False)
-    if out:
-        write_predictions(predictions, out)
-    return exit_code(predictions)
-
-
-def predict_command(argv: Sequence[str]) -> int:
-    return _parse("predict", predict, argv)
 
 
 def report(run: Run, /) -> None:

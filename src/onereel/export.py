@@ -71,13 +71,16 @@ class FixedShapes(nn.Module):
     The blocks and the head are the model's own; only attention and pooling know that all clips have the same number of
     tokens.
 
+    Args:
+        grid: of the clips; None: the encoder's own. Positions are then those that the model interpolates or computes.
+
     Raises:
         ConfigError: the number of kept tokens depends on the clip, or the selector draws.
     """
 
     class_token: Tensor | None
 
-    def __init__(self, model: VideoModel) -> None:
+    def __init__(self, model: VideoModel, grid: TubeletGrid | None = None) -> None:
         super().__init__()
         model = copy.deepcopy(model).eval().float().cpu()
         head = model.head
@@ -87,14 +90,15 @@ class FixedShapes(nn.Module):
             raise ConfigError("a factorised encoder (model.temporal_depth) cannot be exported")
         self.encoder, self.selector = model.encoder, model.selector
         self.head = head
-        self.num_kept = fixed_count(model)
+        self.grid = grid or model.encoder.grid
+        self.num_kept = fixed_count(model, self.grid)
         self.encoder.checkpointing = False
         # One grid, one table: what was interpolated to it, once, is a constant of the graph.
         token = self.encoder.class_token()
         self.register_buffer("class_token", None if token is None else token.detach())
         if self.encoder.global_positions is not None:
             with torch.no_grad():
-                table = self.encoder.global_positions(self.encoder.grid)
+                table = self.encoder.global_positions(self.grid)
             self.encoder.global_positions = Constant(table)
         num_attending = self.num_kept + (token is not None)
         for module in self.encoder.modules():
@@ -103,7 +107,7 @@ class FixedShapes(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of normalised float clips `(B, T, C, H, W)`."""
-        encoder, grid = self.encoder, self.encoder.grid
+        encoder, grid = self.encoder, self.grid
         patches = patchify(clips, encoder.tubelet_size, encoder.patch_size)
         x, index, run_lengths = self._kept(clips, patches)
         coordinates = torch.stack(_coordinates(index, grid), dim=-1)
@@ -133,7 +137,7 @@ class FixedShapes(nn.Module):
 
     def _kept(self, clips: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Embeddings `(B, K, D)`, their numbers `(B, K)` in the clip, in order, and run lengths `(B, K)` or None."""
-        encoder, grid = self.encoder, self.encoder.grid
+        encoder, grid = self.encoder, self.grid
         every = torch.arange(grid.num_tokens).expand(len_of(clips), -1)
         if self.num_kept == grid.num_tokens:
             return encoder.embed(patches), every, None
@@ -181,9 +185,10 @@ def equal_lengths(num_tokens: int) -> Callable[..., Tensor]:
     return attend
 
 
-def fixed_count(model: VideoModel) -> int:
-    """Tokens that every clip keeps; raises ConfigError where that depends on the clip or the choice on chance."""
-    grid, selector = model.encoder.grid, model.selector
+def fixed_count(model: VideoModel, grid: TubeletGrid) -> int:
+    """Tokens that every clip of `grid` keeps. Raises ConfigError where that depends on the clip, or the choice on
+    chance."""
+    selector = model.selector
     if model.frames is not None:
         raise ConfigError(
             "frame selection cannot be exported: turn it off (--tokens.frame-selection 0)"
@@ -196,7 +201,7 @@ def fixed_count(model: VideoModel) -> int:
         )
     if num_kept == grid.num_tokens:
         return num_kept
-    clips = example_clips(model, 1)
+    clips = example_clips(model, 1, grid)
     try:
         with torch.no_grad():
             model(clips)
@@ -208,26 +213,29 @@ def fixed_count(model: VideoModel) -> int:
     return num_kept
 
 
-def example_clips(model: VideoModel, batch: int) -> Tensor:
-    """Random clips `(batch, T, C, H, W)` of the model's own size."""
+def example_clips(model: VideoModel, batch: int, grid: TubeletGrid | None = None) -> Tensor:
+    """Random clips `(batch, T, C, H, W)` of `grid`; None: of the model's own."""
     encoder = model.encoder
-    grid, p = encoder.grid, encoder.patch_size
+    grid, p = grid or encoder.grid, encoder.patch_size
     shape = (batch, grid.gt * encoder.tubelet_size, 3, grid.gh * p, grid.gw * p)
     return torch.randn(shape, generator=torch.Generator().manual_seed(batch))
 
 
-def export(trained: TrainedModel, form: Format, out: str | Path) -> Path:
+def export(
+    trained: TrainedModel, form: Format, out: str | Path, grid: TubeletGrid | None = None
+) -> Path:
     """Write the model as one graph from normalised `clips` to `logits`, for any batch size; the path is the answer.
 
+    The clips are of `grid`, where it is given, else of the model's own; `trained.config` says so in frames and pixels.
     Class names, pixel statistics and clip size go along: in the archive's extra file `onereel.json`, or as ONNX
     metadata.
 
     Raises:
         ConfigError: the model has no fixed shapes, or the packages that ONNX needs are not installed.
     """
-    module = FixedShapes(trained.model)
+    module = FixedShapes(trained.model, grid)
     # Two clips: a batch of one would be taken for a constant.
-    clips = (example_clips(trained.model, 2),)
+    clips = (example_clips(trained.model, 2, grid),)
     shapes = {"clips": {0: torch.export.Dim("batch", min=1, max=1 << 16)}}
     out = Path(out)
     try:
@@ -235,9 +243,10 @@ def export(trained: TrainedModel, form: Format, out: str | Path) -> Path:
         with torch.no_grad():
             program = torch.export.export(module, clips, dynamic_shapes=shapes)
             if form == "onnx":
-                _write_onnx(program, out, facts(trained))
+                _write_onnx(program, out, facts(trained, module.num_kept))
             else:
-                torch.export.save(program, out, extra_files={FACTS: json.dumps(facts(trained))})
+                known = json.dumps(facts(trained, module.num_kept))
+                torch.export.save(program, out, extra_files={FACTS: known})
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error}") from error
     except torch.onnx.errors.OnnxExporterError as error:
@@ -251,13 +260,14 @@ def export(trained: TrainedModel, form: Format, out: str | Path) -> Path:
     return out
 
 
-def facts(trained: TrainedModel) -> dict[str, object]:
+def facts(trained: TrainedModel, token_budget: int) -> dict[str, object]:
     """What a user of the graph must know."""
     data, augment = trained.config.data, trained.config.augment
     return {
         "class_names": trained.class_names,
         "num_frames": data.num_frames,
         "size": data.size,
+        "token_budget": token_budget,
         "sampling": data.sampling,
         "sampling_rate": data.sampling_rate,
         "mean": augment.mean,
@@ -304,13 +314,15 @@ def _require(*packages: str) -> None:
         raise ConfigError(f"this needs {', '.join(missing)}: pip install 'onereel[onnx]'")
 
 
-def check(trained: TrainedModel, form: Format, path: str | Path) -> Check:
+def check(
+    trained: TrainedModel, form: Format, path: str | Path, grid: TubeletGrid | None = None
+) -> Check:
     """Read the written file back and compare its logits with the model's own, in batches of several sizes."""
     run = _onnx_runner(path) if form == "onnx" else torch.export.load(path).module()
     difference = largest = 0.0
     model = trained.model.eval().cpu()
     for batch in CHECKED_BATCHES:
-        clips = example_clips(model, batch)
+        clips = example_clips(model, batch, grid)
         with torch.no_grad():
             expected, given = model(clips).logits, run(clips)
         difference = max(difference, (given - expected).abs().max().item())

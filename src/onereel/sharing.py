@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from onereel.config import TokensConfig
 from onereel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from onereel.loading import TrainedModel
+    from onereel.types import TubeletGrid
 
 Source = Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
 
@@ -67,7 +71,8 @@ def convert_command(argv: Sequence[str]) -> int:
     return 0
 
 
-EXPORT_HELP = """usage: onereel export RUN --format torch-export|onnx [--out FILE] [--check] [--tokens.kind KIND]
+EXPORT_HELP = """usage: onereel export RUN --format torch-export|onnx [--out FILE] [--check]
+                     [--budget K | --tokens.kind KIND]
 
 Write a model as one graph from normalised clips (any number of them) to logits, which runs without onereel.
 
@@ -75,6 +80,8 @@ Write a model as one graph from normalised clips (any number of them) to logits,
   --format onnx           an ONNX file, for onnxruntime and others; needs pip install 'onereel[onnx]'
   --out FILE              default: model.pt2 or model.onnx in RUN, or here
   --check                 read the file back, compare logits on random clips, and fail if they differ
+  --budget K              exactly K tokens per clip: the most accurate such row of RUN/budgets.json (`onereel
+                          tune-budget`), its frames and its size; without that table, of the run's own clips
   --tokens.kind KIND      other tokens; each clip must keep the same number, chosen without chance
 
 RUN is a run folder, a checkpoint, a saved folder, or OWNER/MODEL of the Hugging Face Hub. Class names, pixel statistics
@@ -95,6 +102,8 @@ class ExportOptions:
     """File; default: model.pt2 or model.onnx in RUN, or here."""
     check: bool = False
     """Read the file back and compare logits on random clips."""
+    budget: int = 0
+    """Exactly so many tokens per clip, of the frames and size that `onereel tune-budget` found best for them."""
     tokens: TokensConfig = field(default_factory=TokensConfig)
 
 
@@ -110,13 +119,31 @@ def export_command(argv: Sequence[str]) -> int:
     trained = load(argv[0])
     default = ExportOptions(argv[0], tyro.MISSING, tokens=trained.config.tokens)
     options = tyro.cli(ExportOptions, prog="onereel export", args=list(argv), default=default)
-    if options.tokens != trained.config.tokens:
-        trained = load(argv[0], replace(trained.config, tokens=options.tokens))
+    trained, grid = _as_asked(trained, options)
     folder = Path(argv[0]) if Path(argv[0]).is_dir() else Path()
     out = options.out or folder / f"model{export.SUFFIXES[options.format]}"
-    print(export.export(trained, options.format, out))
+    print(export.export(trained, options.format, out, grid))
     if not options.check:
         return 0
-    result = export.check(trained, options.format, out)
+    result = export.check(trained, options.format, out, grid)
     print(result)
     return 0 if result.ok else 1
+
+
+def _as_asked(
+    trained: TrainedModel, options: ExportOptions
+) -> tuple[TrainedModel, TubeletGrid | None]:
+    """The model with the tokens of the options, and the grid of its clips where that is not its own."""
+    from onereel.loading import load
+    from onereel.tuning import with_budget
+
+    changed = options.tokens != trained.config.tokens
+    if options.budget and changed:
+        raise ConfigError("give --budget, or --tokens.…: the one sets what the other does")
+    if options.budget:
+        trained, grid, why = with_budget(options.run, trained, options.budget)
+        print(why)
+        return trained, grid
+    if changed:
+        trained = load(options.run, replace(trained.config, tokens=options.tokens))
+    return trained, None

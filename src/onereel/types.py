@@ -251,12 +251,21 @@ class FrameFeatures(Packed):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one video: class names with probabilities, most probable first."""
+    """The answer for one video: class names with probabilities, most probable first.
+
+    Attributes:
+        seconds: part of the video that it is about; None: all of it.
+        index_ms: where it was timed: how long it took to learn where the video's packets lie (short where a file is
+            indexed already).
+        answer_ms: where it was timed: reading, selection and forward pass of all views after that.
+    """
 
     video: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     seconds: tuple[float, float] | None = None
+    index_ms: float | None = field(default=None, compare=False)
+    answer_ms: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

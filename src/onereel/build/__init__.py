@@ -10,6 +10,7 @@ from onereel.build.data import (
     class_names,
     num_threads,
     num_workers,
+    split_held_out,
 )
 from onereel.build.features import (
     build_encoding_augment,
@@ -64,4 +65,5 @@ __all__ = [
     "learns_pairs",
     "num_threads",
     "num_workers",
+    "split_held_out",
 ]

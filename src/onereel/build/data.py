@@ -10,6 +10,7 @@ from onereel.data.annotations import Annotations, paragraphs, read_annotations
 from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
 from onereel.data.features import FeatureCache
+from onereel.data.holding_out import hold_out
 from onereel.data.loader import ClipLoader
 from onereel.data.shapes import FlexibleShapes
 from onereel.data.sources.epic import are_actions
@@ -34,6 +35,16 @@ def build_annotations(config: RunConfig, path: str) -> Annotations:
     if not annotations.origin.by_id:
         return annotations
     return annotations.located(build_library(config, annotations).videos())
+
+
+def split_held_out(
+    config: RunConfig, annotations: Annotations
+) -> tuple[Annotations, Annotations | None]:
+    """The records of a training list that are trained on, and those that `data.hold_out_ratio` keeps from it (None:
+    it keeps none)."""
+    if not config.data.hold_out_ratio:
+        return annotations, None
+    return hold_out(annotations, config.data.hold_out_ratio, config.seed)
 
 
 def class_names(config: RunConfig, annotations: Annotations) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ class DataConfig:
     data set's own file (docs/data.md); a CSV with path alone where no label is learned."""
     val: str = ""
     """Validation list, in any of the same forms."""
+    hold_out_ratio: float = 0.0
+    """Share of the training list's videos that is kept out of training, for `onereel tune-budget` to choose on."""
     root: str = ""
     """Folder that relative paths start from; empty: the folder of the list."""
     store: str = ""
@@ -74,6 +76,8 @@ class DataConfig:
         require(0 < low <= high <= 1, "data.crop_scale", self.crop_scale, "0 < low <= high <= 1")
         low, high = self.crop_ratio
         require(0 < low <= high, "data.crop_ratio", self.crop_ratio, "0 < low <= high")
+        held = self.hold_out_ratio
+        require(0 <= held < 1, "data.hold_out_ratio", held, "0 or more, below 1")
         require(0 <= self.max_bad_ratio <= 1, "data.max_bad_ratio", self.max_bad_ratio, "0 to 1")
         require(self.num_workers >= -1, "data.num_workers", self.num_workers, "-1 or more")
         require(self.prefetch >= 1, "data.prefetch", self.prefetch, "1 or more")

@@ -45,6 +45,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "0 or more, below 2 ** 63")
+        require(
+            not self.data.hold_out_ratio or self.objective.kind == "classification",
+            "data.hold_out_ratio",
+            self.data.hold_out_ratio,
+            f"0 where objective.kind is {self.objective.kind}: budgets are chosen for classifiers",
+        )
         tokens = self.tokens
         self._check_factorised()
         self._check_start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,8 +32,8 @@ class Throughput:
         macs_per_clip: exact multiply-adds of the forward pass, mean over the clips.
         speedup_bound: MACs of all tokens over MACs of the kept ones: what no wall clock can beat while the model
             is bound by arithmetic.
-        peak_memory_bytes: device memory allocated at the peak; on the CPU how far resident memory grew (memory that
-            the process had used and kept before is not in it), None where the system does not tell.
+        peak_memory_bytes: device memory allocated at the peak; on the CPU how far resident memory grew (what the
+            C library keeps of freed memory is not in it), None where the system does not tell.
     """
 
     clips_per_second: float
@@ -154,16 +155,26 @@ def _forward(model: VideoModel, clips: Tensor, precision: str, seed: int) -> Out
 
 def _latency(step: Callable[[], object], device: torch.device, repeats: int, warmup: int) -> float:
     """Median seconds of `repeats` steps, after `warmup` others."""
-    for _ in range(warmup):
-        step()
-    seconds = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        step()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds_in_turn([step], device, repeats, warmup)[0])
+
+
+def seconds_in_turn(
+    steps: Sequence[Callable[[], object]], device: torch.device, repeats: int, warmup: int
+) -> list[list[float]]:
+    """Seconds of `repeats` runs of each step, after `warmup` others.
+
+    The steps take turns, so that what else the machine does in the meantime slows all of them alike.
+    """
+    seconds: list[list[float]] = [[] for _ in steps]
+    for turn in range(warmup + repeats):
+        for step, own in zip(steps, seconds):
+            synchronize(device)
+            start = time.perf_counter()
+            step()
+            synchronize(device)
+            if turn >= warmup:
+                own.append(time.perf_counter() - start)
+    return seconds
 
 
 def synchronize(device: torch.device) -> None:
@@ -177,6 +188,7 @@ def _reset_peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return 0
+    _return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text(
             "5"
@@ -184,6 +196,13 @@ def _reset_peak_memory(device: torch.device) -> int | None:
     except OSError:
         return None
     return _resident_bytes("VmRSS")
+
+
+def _return_freed_memory() -> None:
+    """Give freed memory back to the system, where the C library can (glibc): kept, it would hide the next peak."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _peak_memory(device: torch.device, before: int | None) -> int | None:

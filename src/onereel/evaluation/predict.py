@@ -5,11 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from onereel.config import AugmentConfig
 from onereel.data.annotations import Annotations
@@ -47,6 +51,7 @@ def predict(
     augment: AugmentConfig | None = None,
     batch_size: int = 8,
     seed: int = 0,
+    timed: bool = False,
 ) -> list[Answer]:
     """The answers of `iter_predictions` for `videos`, in their order.
 
@@ -85,6 +90,7 @@ def predict(
             precision=precision,
             batch_size=batch_size,
             seed=seed,
+            timed=timed,
         )
     )
 
@@ -101,32 +107,81 @@ def iter_predictions(
     precision: str = "auto",
     batch_size: int = 8,
     seed: int = 0,
+    timed: bool = False,
 ) -> Iterator[Answer]:
     """One answer per record of `dataset`, as soon as it is known; memory holds one batch of views.
 
     A video that cannot be read in one of its views is answered with Quarantined, which names the reason, and the
     others go on: part of the views would be another, silently worse, test.
+
+    Args:
+        timed: say in each answer how long it took; the first video is answered twice, since the first forward pass
+            and the first decode of a process take longer.
     """
-    device = torch.device(device)
+    reply = partial(
+        video_probabilities,
+        model,
+        dataset,
+        augment,
+        num_views=num_views,
+        device=torch.device(device),
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    warm = not timed
     for index in range(len(dataset)):
         path = dataset.annotations.record(index).path
-        sums = ViewSums()
-        keys = [SampleKey(0, index, view) for view in range(num_views)]
         try:
-            for first in range(0, num_views, batch_size):
-                batch = _read(dataset, keys[first : first + batch_size])
-                with evaluating(model):
-                    probabilities, _ = view_probabilities(
-                        model, augment(batch, device), precision=precision, seed=seed
-                    )
-                sums.add(batch.keys, probabilities)
+            start = time.perf_counter()
+            dataset.library.info(path)
+            indexed = time.perf_counter()
+            if not warm:
+                reply(index)
+                warm = True
+            began = time.perf_counter()
+            probabilities = reply(index)
+            answered = time.perf_counter()
         except DecodeError as error:
             yield Quarantined(path, error.reason, error.frame, where="predict")
             continue
         except OSError as error:
             yield Quarantined(path, error.strerror or str(error), where="predict")
             continue
-        yield top_predictions(path, sums.mean(num_views).probabilities[0], class_names, top_k)
+        answer = top_predictions(path, probabilities, class_names, top_k)
+        if timed:
+            answer = replace(
+                answer, index_ms=1e3 * (indexed - start), answer_ms=1e3 * (answered - began)
+            )
+        yield answer
+
+
+def video_probabilities(
+    model: VideoModel,
+    dataset: ClipDataset,
+    augment: BatchTransform,
+    index: int,
+    *,
+    num_views: int,
+    device: torch.device,
+    precision: str = "auto",
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """float32 `(K,)` on the host: the mean over the views of record `index`, read one after the other.
+
+    Raises DecodeError, or OSError.
+    """
+    sums = ViewSums()
+    keys = [SampleKey(0, index, view) for view in range(num_views)]
+    for first in range(0, num_views, batch_size):
+        batch = _read(dataset, keys[first : first + batch_size])
+        with evaluating(model):
+            probabilities, _ = view_probabilities(
+                model, augment(batch, device), precision=precision, seed=seed
+            )
+        sums.add(batch.keys, probabilities)
+    return sums.mean(num_views).probabilities[0]
 
 
 def _read(dataset: ClipDataset, keys: list[SampleKey]) -> Batch:
@@ -177,26 +232,31 @@ def _row(answer: Answer) -> dict[str, Any]:
             if answer.frame is None
             else f"frame {answer.frame}: {answer.reason}",
         }
-    return {
+    row: dict[str, Any] = {
         "video": answer.video,
         "labels": list(answer.labels),
         "probabilities": list(answer.probabilities),
         "error": None,
     }
+    if answer.answer_ms is not None:
+        row |= {"index_ms": answer.index_ms, "answer_ms": answer.answer_ms}
+    return row
 
 
 def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Columns video, [true_label,] label_1, probability_1, label_2, ..., error."""
+    """Columns video, [true_label,] label_1, probability_1, label_2, ..., [index_ms, answer_ms,] error."""
+    times = [name for name in ("index_ms", "answer_ms") if any(name in row for row in rows)]
     ranks = range(1, 1 + max((len(row["labels"]) for row in rows), default=0))
     known = ["true_label"] if rows and "true_label" in rows[0] else []
     columns = ["video", *known]
     columns += [name for rank in ranks for name in (f"label_{rank}", f"probability_{rank}")]
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*columns, "error"], restval="", lineterminator="\n")
+    writer = csv.DictWriter(out, [*columns, *times, "error"], restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         cells = {"video": row["video"], "error": row["error"] or ""}
         cells |= {name: row[name] for name in known}
+        cells |= {name: f"{row[name]:.1f}" for name in times if name in row}
         for rank, label, probability in zip(ranks, row["labels"], row["probabilities"]):
             cells |= {f"label_{rank}": label, f"probability_{rank}": f"{probability:.6g}"}
         writer.writerow(cells)

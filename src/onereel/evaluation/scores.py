@@ -53,6 +53,10 @@ class ViewSums:
         for key, row, label in zip(keys, fixed, known, strict=True):
             self._add(key.index, row, label, {key.view})
 
+    def drop_incomplete(self, num_views: int) -> None:
+        """Forget the videos of which fewer than `num_views` views came."""
+        self._videos = {i: v for i, v in self._videos.items() if len(v.views) >= num_views}
+
     def merge(self, other: ViewSums) -> None:
         """Take over what another rank has added up."""
         for index, video in other._videos.items():

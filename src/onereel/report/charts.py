@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onereel.report.text import short_number
 
@@ -22,6 +22,8 @@ class Series:
     points: Sequence[tuple[float, float]]
     dots: bool = False
     """Mark each point (evaluations), not only the line."""
+    line: bool = True
+    """Join the points."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Curve:
-    """A series in pixels: the polyline's `points` attribute, and the dots as (x, y, text)."""
+    """A series in pixels: the polyline's `points` attribute (empty: no line), and the dots as (x, y, text)."""
 
     name: str
     line: str
@@ -75,13 +77,13 @@ def line_chart(
         number: how values are written; default: `short_number`.
     """
     number = number or short_number
-    full = [Series(s.name, _finite(s.points), s.dots) for s in series]
+    full = [replace(s, points=_finite(s.points)) for s in series]
     full = [s for s in full if s.points]
     if not full:
         return None
     longest = max(len(s.points) for s in full)
     summary = "; ".join(_in_words(s, number) for s in full)
-    drawn = [s if s.dots else Series(s.name, thin(s.points)) for s in full]
+    drawn = [s if s.dots else replace(s, points=thin(s.points)) for s in full]
     xs = [x for s in drawn for x, _ in s.points]
     ys = [y for s in drawn for _, y in s.points]
     x_low, x_high, x_values = _axis(min(xs), max(xs), tight=True)
@@ -95,7 +97,7 @@ def line_chart(
     curves = []
     for s in drawn:
         dots = [(*place(x, y), f"{x_label} {short_number(x)}: {number(y)}") for x, y in s.points]
-        line = " ".join(f"{x},{y}" for x, y, _ in dots)
+        line = " ".join(f"{x},{y}" for x, y, _ in dots) if s.line else ""
         curves.append(Curve(s.name, line, dots if s.dots or len(dots) == 1 else []))
     return Chart(
         title=title,
@@ -147,6 +149,9 @@ def _axis(low: float, high: float, tight: bool = False) -> tuple[float, float, l
 
 
 def _in_words(series: Series, number: Callable[[float], str]) -> str:
+    if not series.line:
+        values = [y for _, y in series.points]
+        return f"{series.name}: {len(values)}, from {number(min(values))} to {number(max(values))}"
     (x0, y0), (x1, y1) = series.points[0], series.points[-1]
     if len(series.points) == 1:
         return f"{series.name}: {number(y0)} at {short_number(x0)}"

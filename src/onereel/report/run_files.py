@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onereel.errors import ConfigError
+from onereel.report.budget_view import NEEDED
 
 FIRST = ("dense", "run-length", "random")
 """Evaluations of these names lead the table; the others follow by name."""
@@ -64,6 +65,7 @@ class RunFiles:
         train, eval: the records of that kind in `metrics.jsonl`, in order.
         quarantine: rows of `quarantine.csv`, the header first.
         examples: entries of `examples/examples.json`.
+        budgets: what `onereel tune-budget` measured.
         unreadable: files or lines that were there but could not be used, and why.
     """
 
@@ -75,6 +77,7 @@ class RunFiles:
     evaluations: list[Evaluation]
     quarantine: list[list[str]]
     examples: list[dict[str, Any]]
+    budgets: dict[str, Any]
     unreadable: list[str]
 
 
@@ -97,8 +100,19 @@ def read_run(folder: Path) -> RunFiles:
         evaluations=_read_evaluations(folder / "eval", unreadable),
         quarantine=_read_rows(folder / "quarantine.csv"),
         examples=_read_json(folder / "examples" / "examples.json", list, unreadable),
+        budgets=_read_budgets(folder / "budgets.json", unreadable),
         unreadable=unreadable,
     )
+
+
+def _read_budgets(path: Path, unreadable: list[str]) -> dict[str, Any]:
+    """The table of budgets; empty where it is absent or lacks what the report shows."""
+    values = _read_json(path, dict, unreadable)
+    rows = values.get("rows", [])
+    if not all(isinstance(row, dict) and row.keys() >= NEEDED for row in rows):
+        unreadable.append(f"{path.name}: rows lack what `onereel tune-budget` writes")
+        return {}
+    return values
 
 
 def _read_json(path: Path, kind: type, unreadable: list[str]) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
 
 from onereel.files import write_atomically
 from onereel.report import view
+from onereel.report.budget_view import budget_charts, budget_lines
 from onereel.report.pictures import data_uri
 from onereel.report.run_files import RunFiles, read_run
 from onereel.report.templates import environment
@@ -47,6 +49,9 @@ def render_report(files: RunFiles) -> str:
             confusions=[view.confusion(one) for one in files.evaluations if one.class_names],
             class_rows=view.class_rows(files),
             examples=_examples(files),
+            budgets=files.budgets,
+            budget_lines=budget_lines(files.budgets),
+            budget_charts=budget_charts(files.budgets),
             settings=view.settings(files.config),
             versions=files.versions,
             quarantine_header=files.quarantine[0] if files.quarantine else [],
@@ -71,9 +76,17 @@ def _commands(files: RunFiles) -> list[tuple[str, str]]:
         resume,
         ("Evaluate the newest checkpoint", f"{evaluate} --name val"),
         ("Evaluate it with every token", f"{evaluate} --tokens.kind all --name dense"),
-        ("Label other videos", f"onereel predict {run} VIDEO.mp4"),
+        _label_videos(files, run),
         again,
     ]
+
+
+def _label_videos(files: RunFiles, run: str) -> tuple[str, str]:
+    if not files.budgets.get("rows"):
+        return "Label other videos", f"onereel predict {run} VIDEO.mp4"
+    quickest = min(one.latency_ms for one in budget_lines(files.budgets))
+    limit = f"--latency-ms {math.ceil(quickest)}"
+    return "Label other videos within a latency", f"onereel predict {run} VIDEO.mp4 {limit}"
 
 
 def _examples(files: RunFiles) -> list[dict[str, Any]]:

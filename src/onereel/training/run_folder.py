@@ -1,7 +1,8 @@
 """The folder of a run: what lies in it, and who may write into it.
 
 `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `quarantine.csv`, `report.html`, `eval/`; of a
-video-language run `tokenizer.json`; of one in two stages `first/`, a run folder too.
+video-language run `tokenizer.json`; of one in two stages `first/`, a run folder too; of one that `onereel tune-budget`
+has measured, `budgets.json`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from onereel.files import write_atomically
 
 CONTENTS = (
     *("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html"),
-    "tokenizer.json",
+    *("tokenizer.json", "budgets.json"),
 )
 LOCK = ".lock"
 FIRST = "first"
