@@ -83,15 +83,15 @@ class FixedShapes(nn.Module):
     def __init__(self, model: VideoModel, grid: TubeletGrid | None = None) -> None:
         super().__init__()
         model = copy.deepcopy(model).eval().float().cpu()
-        head = model.head
-        if not isinstance(head, ClassificationHead):
-            raise ConfigError("only models that classify can be exported")
         if isinstance(model.encoder, FactorisedEncoder):
             raise ConfigError("a factorised encoder (model.temporal_depth) cannot be exported")
         self.encoder, self.selector = model.encoder, model.selector
-        self.head = head
         self.grid = grid or model.encoder.grid
         self.num_kept = fixed_count(model, self.grid)
+        head = model.head_of(self.num_kept)
+        if not isinstance(head, ClassificationHead):
+            raise ConfigError("only models that classify can be exported")
+        self.head = head
         self.encoder.checkpointing = False
         # One grid, one table: what was interpolated to it, once, is a constant of the graph.
         token = self.encoder.class_token()

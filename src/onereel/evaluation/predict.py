@@ -77,12 +77,11 @@ def predict(
         num_clips=num_clips,
         num_crops=num_crops,
     )
-    normalise = BatchAugment(augment or AugmentConfig(), None, seed, training=False)
     return list(
         iter_predictions(
             model,
             dataset,
-            normalise,
+            BatchAugment(augment or AugmentConfig(), None, seed, training=False),
             class_names=class_names,
             num_views=num_clips * num_crops,
             top_k=top_k,

@@ -6,6 +6,7 @@ T frames, S pixels of height and width, N tokens of a clip, K of them kept.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,8 @@ from onereel.video.schedule import num_cores
 FRAME_FACTORS, SIZE_FACTORS, BUDGET_DIVISORS = (0.5, 1, 2), (0.75, 1), (1, 2, 4, 8)
 """The default grid, times the run's own: more frames of fewer pixels are what gains (Flux, tables 1 and 11)."""
 
+MOST_CHOICES = 4
+"""Of the frames, and of the sizes, that flexible sampling drew from."""
 NEARLY_ALL = 0.9
 """Of the default budgets, one that keeps more of a clip's tokens than this keeps all of them."""
 
@@ -118,31 +121,44 @@ def settings_to_measure(
 ) -> list[Setting]:
     """Every combination, grid by grid; a budget of more tokens than a clip has keeps all of them.
 
-    Empty: half, the same and twice the run's frames; three quarters and all of its size; its own tokens, and all, a
-    half, a quarter and an eighth of those of its clips.
+    Empty: half, the same and twice the run's frames, three quarters and all of its size, or some of those that flexible
+    sampling drew; its own tokens and the budgets it was trained with, and all, a half, a quarter and an eighth of the
+    tokens of its clips.
     """
-    config, encoder = trained.config, trained.model.encoder
-    own = own_setting(trained)
-    t, p = encoder.tubelet_size, encoder.patch_size
-    frames = frames or _multiples(own.num_frames, FRAME_FACTORS, t)
+    config, encoder, own = trained.config, trained.model.encoder, own_setting(trained)
+    if not frames:
+        frames = spread(config.data.num_frames_choices) or _multiples(
+            own.num_frames, FRAME_FACTORS, encoder.tubelet_size
+        )
+        if config.tokens.length_embedding:
+            frames = [one for one in frames if one <= own.num_frames]
     if not sizes:
-        sizes = _multiples(own.size, SIZE_FACTORS, p)
-        sizes = [size for size in sizes if size >= 16 and size % 2 == 0]
-    if config.tokens.length_embedding:
-        frames = [one for one in frames if one <= own.num_frames] or frames
-    given = bool(budgets)
+        unit = math.lcm(encoder.patch_size, 2)
+        multiples = [one for one in _multiples(own.size, SIZE_FACTORS, unit) if one >= 16]
+        sizes = spread(config.data.size_choices) or multiples
+    exact = bool(budgets)
     if not budgets:
         whole = num_tokens(trained.model, own.num_frames, own.size)
-        budgets = [own.token_budget, *(max(1, whole // part) for part in BUDGET_DIVISORS)]
+        shares = [max(1, whole // part) for part in BUDGET_DIVISORS]
+        budgets = [own.token_budget, *config.objective.budgets, *shares]
     for name, values in (("frames", frames), ("sizes", sizes), ("budgets", budgets)):
         if min(values) < 1:
             raise ConfigError(f"{name} are {list(values)}; allowed: 1 or more each")
     found = []
     for f, s in itertools.product(sorted(set(frames)), sorted(set(sizes))):
         n = num_tokens(trained.model, f, s)
-        kept = {n if k > (n if given else NEARLY_ALL * n) else k for k in budgets}
+        kept = {n if k > (n if exact else NEARLY_ALL * n) else k for k in budgets}
         found += [Setting(f, s, k) for k in sorted(kept, reverse=True)]
     return found
+
+
+def spread(choices: Sequence[int]) -> list[int]:
+    """At most `MOST_CHOICES` of them, from the smallest to the largest."""
+    ordered = sorted(set(choices))
+    if len(ordered) <= MOST_CHOICES:
+        return ordered
+    last = len(ordered) - 1
+    return [ordered[round(i * last / (MOST_CHOICES - 1))] for i in range(MOST_CHOICES)]
 
 
 def _multiples(own: int, factors: Sequence[float], unit: int) -> list[int]:
