@@ -1,8 +1,8 @@
 """Whether `onereel predict --latency-ms N` keeps what `onereel tune-budget` promised, within 15 %.
 
-A small run on the demo's videos is tuned on its list; then each row on the front is asked for by its latency, and copies
-of the list's videos, which are new files, are answered. Both are wall clock, on all cores but one: what else the machine
-does between the two shows, so the load average stands beside each.
+A small run on the demo's videos is tuned on its list; then each row on the front is asked for by its latency, and
+copies of the list's videos, which are new files, are answered. Both are wall clock, on all cores but one: what else the
+machine does between the two shows, so the load average stands beside each.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import onereel
-from onereel import api
+from onereel import answering, api
 from onereel.cli import main
 from onereel.config import (
     AugmentConfig,
@@ -339,7 +339,7 @@ def test_as_many_threads_as_were_measured_with_and_none_afterwards(
         seen.append(torch.get_num_threads())
         return []
 
-    monkeypatch.setattr(api, "_predict", spy)
+    monkeypatch.setattr(answering, "_predict", spy)
     onereel.predict(run, [videos / "6.mp4"], budget=3)
     onereel.predict(run, [videos / "6.mp4"])
     assert seen == [2, 1]

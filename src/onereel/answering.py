@@ -1,0 +1,88 @@
+"""Labels for videos from a trained run: under its own settings, or under a row of its table of budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from onereel import build
+from onereel.errors import ConfigError
+from onereel.evaluation.budget_table import Wanted
+from onereel.evaluation.predict import Answer
+from onereel.evaluation.predict import predict as _predict
+from onereel.loading import load
+from onereel.training import pick_device
+from onereel.tuning import Choice, choose
+from onereel.tuning.settings import threads
+from onereel.video.library import open_library
+
+
+def predict(
+    run: str | Path,
+    videos: Sequence[str | Path],
+    *,
+    top_k: int = 5,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+    device: str = "auto",
+    budget: int | None = None,
+    latency_ms: float | None = None,
+    target_accuracy: float | None = None,
+    on_choice: Callable[[Choice], None] | None = None,
+) -> list[Answer]:
+    """Label raw video files, one answer each; a file that cannot be read is answered with its reason.
+
+    Args:
+        num_clips, num_crops: views of each video; None: the run's, or those of the table of budgets.
+        budget, latency_ms, target_accuracy: at most one: the most accurate row of RUN/budgets.json (`tune_budget`)
+            with that many tokens per clip at most, or whose latency per video is promised to be within it; or the
+            quickest row of that accuracy (a share). Answers then say how long they took.
+        on_choice: called with the row before it is used.
+
+    Raises:
+        ConfigError: there is no table for the run's weights, or none of its rows fits.
+    """
+    trained, chosen, choice = load(run), pick_device(device), None
+    wishes = (budget, latency_ms, target_accuracy)
+    if any(wish is not None for wish in wishes):
+        _check_no_views(num_clips, num_crops)
+        choice = choose(run, trained, Wanted(*wishes), chosen)
+        if on_choice is not None:
+            on_choice(choice)
+        trained = choice.apply(trained)
+    data, views = trained.config.data, trained.config.eval
+    views = replace(
+        views,
+        num_clips=views.num_clips if num_clips is None else num_clips,
+        num_crops=views.num_crops if num_crops is None else num_crops,
+    )
+    with threads(choice.num_threads if choice else torch.get_num_threads()):
+        return _predict(
+            trained.model.to(chosen),
+            open_library(timeout_seconds=data.timeout_seconds),
+            [str(video) for video in videos],
+            class_names=trained.class_names,
+            num_frames=build.frames_read(trained.config),
+            size=data.size,
+            sampling=data.sampling,
+            sampling_rate=data.sampling_rate,
+            num_clips=views.num_clips,
+            num_crops=views.num_crops,
+            top_k=top_k,
+            device=chosen,
+            precision=trained.config.train.precision,
+            augment=trained.config.augment,
+            seed=trained.config.seed,
+            timed=choice is not None,
+        )
+
+
+def _check_no_views(num_clips: int | None, num_crops: int | None) -> None:
+    if num_clips is not None or num_crops is not None:
+        raise ConfigError(
+            "the views are part of what was measured: leave num_clips and num_crops out, or measure with others by "
+            "`onereel tune-budget --num-clips N --num-crops N --overwrite`"
+        )
