@@ -15,7 +15,7 @@ import torch
 
 from onereel import build
 from onereel.answering import predict as predict
-from onereel.caching import cached_loader
+from onereel.caching import cached_lessons, cached_loader
 from onereel.config import RunConfig, from_dict
 from onereel.config.model import FAMILIES, family_of
 from onereel.data.annotation_check import AnnotationReport
@@ -37,6 +37,7 @@ from onereel.models import Trainee
 from onereel.models.blocks import compile_blocks
 from onereel.models.text import TOKENIZER, Tokenizer
 from onereel.models.video_model import VideoModel
+from onereel.objectives import DistillationObjective
 from onereel.pictures import try_report
 from onereel.recipes import load_recipe
 from onereel.recipes.stages import first_stage
@@ -214,7 +215,9 @@ def _train_in(
         text = tokenizer.to_json()
         run_on_main(lambda: write_atomically(run / TOKENIZER, text))
     state = resume_state(run) if resume else None
-    if config.data.cache_views:
+    if isinstance(objective, DistillationObjective) and config.data.cache_views:
+        objective.lessons = cached_lessons(config, objective, dataset, world=world, run=run)
+    elif config.data.cache_views:
         if state is not None:
             objective.load_state_dict(state["model"])
         loader = cached_loader(

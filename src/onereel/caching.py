@@ -1,10 +1,11 @@
-"""The features of a frozen spatial half: made once, before a run, and read in place of its clips from then on."""
+"""The features of frozen weights: made once, before a run, and then read in place of its clips or its teacher."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,15 +19,20 @@ from onereel.config import RunConfig
 from onereel.data.dataset import ClipDataset
 from onereel.data.features import FeatureCache, claim
 from onereel.data.loader import ClipLoader
+from onereel.errors import ConfigError
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.factorised import FactorisedEncoder
+from onereel.models.teachers import FeatureRow, TeacherFeatures
 from onereel.models.video_model import VideoModel
+from onereel.objectives import DistillationObjective
 from onereel.seeding import clip_generators
+from onereel.tokens.packing import cumulative_lengths, to_device
 from onereel.training import World, compute_dtype, is_main, run_lock, run_on_main
-from onereel.types import Batch, FrameFeatures
+from onereel.types import Batch, FrameFeatures, SampleKey, TubeletGrid
 
 FOLDER = "features"
 """Of a run, where data.cache names no other."""
+GIB = 2**30
 
 
 def cached_loader(
@@ -61,17 +67,126 @@ def cached_loader(
     discard = not config.data.cache and not resumed
     run_on_main(lambda: claim(folder, key, discard=discard))
     cache = build.build_feature_cache(config, encoder, len(dataset), folder)
+    _make_missing(config, cache, dataset, _frame_encoder(config, video, world), world)
+    return build.build_train_loader(config, dataset, world=world, run=run, features=cache)
+
+
+class CachedLessons:
+    """What a teacher said of the views of each clip, in rows of a cache."""
+
+    def __init__(self, cache: FeatureCache, row: FeatureRow) -> None:
+        self.cache, self.row = cache, row
+
+    def recall(self, keys: Sequence[SampleKey], device: torch.device) -> TeacherFeatures | None:
+        """Of the training clips `keys`; None where one of them could not be read when its features were made."""
+        found = [self.cache.read(key.index, key.epoch) for key in keys]
+        rows = [values for part in found if part is not None for values in part[0]]
+        if len(rows) < len(keys):
+            return None
+        return self.row.said(to_device(torch.stack(rows), device).float())
+
+
+def cached_lessons(
+    config: RunConfig,
+    objective: DistillationObjective,
+    dataset: ClipDataset,
+    *,
+    world: World,
+    run: Path,
+) -> CachedLessons:
+    """What the teacher says of every view of `dataset`; what is not there yet is asked first, by all processes.
+
+    Raises:
+        ConfigError: the folder holds features of something else, or the disk is too small.
+        DataError: as of `cached_loader`.
+    """
+    folder = Path(config.data.cache or run / FOLDER)
+    key = build.build_lesson_key(config, objective, dataset.annotations, world.device)
+    size, frames = config.data.size, build.frames_read(config)
+    blank = torch.zeros(1, frames, 3, size, size, device=world.device)
+    row = FeatureRow.like(objective.ask(blank))
+    cache = FeatureCache(
+        folder,
+        num_samples=len(dataset),
+        num_views=config.data.cache_views,
+        grid=TubeletGrid(1, 1, 1),
+        embed_dim=sum(row.sizes),
+        dtype=config.data.cache_dtype,
+    )
+    run_on_main(lambda: claim(folder, key))
+    run_on_main(lambda: _check_disk(cache))
+    _make_missing(config, cache, dataset, _lesson_encoder(config, objective, row, world), world)
+    return CachedLessons(cache, row)
+
+
+def _check_disk(cache: FeatureCache) -> None:
+    """Raise ConfigError, before hours of work, where the features would not fit."""
+    done = sum(int(cache.done(view).sum()) for view in range(cache.num_views))
+    rows = cache.num_samples * cache.num_views - done
+    needed = rows * cache.embed_dim * cache.dtype.itemsize
+    free = shutil.disk_usage(cache.folder).free
+    if needed > free:
+        raise ConfigError(
+            f"what the teacher says of {rows} clips takes {needed / GIB:.1f} GiB, and {cache.folder} has "
+            f"{free / GIB:.1f} GiB left; lower data.cache_views or distill.num_layers, set data.cache_dtype to "
+            "float16, or give another folder (--data.cache)"
+        )
+
+
+Encode = Callable[[Batch], FrameFeatures]
+
+
+def _frame_encoder(config: RunConfig, model: VideoModel, world: World) -> Encode:
+    """What the spatial half makes of a batch from the loader."""
+    augment = build.build_encoding_augment(config)
+    # Frame selection draws in training mode, and so must the views; the spatial half stays as it is.
+    model.train()
+
+    def encode(batch: Batch) -> FrameFeatures:
+        batch = augment(batch, world.device)
+        generators = clip_generators(config.seed, batch.keys)
+        return model.frame_features(batch.clips, batch.scoring_clips, generators)
+
+    return encode
+
+
+def _lesson_encoder(
+    config: RunConfig, objective: DistillationObjective, row: FeatureRow, world: World
+) -> Encode:
+    """What the teacher says of a batch from the loader: for each clip one row, as of one frame."""
+    augment = build.build_encoding_augment(config)
+
+    def encode(batch: Batch) -> FrameFeatures:
+        clips = augment(batch, world.device).clips
+        assert isinstance(clips, torch.Tensor)  # the configuration refuses the loader's selection
+        rows = row.rows(objective.ask(clips))
+        lengths = (1,) * len(rows)
+        return FrameFeatures(
+            values=rows,
+            lengths=lengths,
+            cu_seqlens=cumulative_lengths(lengths, rows.device),
+            coordinates=torch.zeros(len(rows), 3, dtype=torch.int64, device=rows.device),
+            grid=TubeletGrid(1, 1, 1),
+        )
+
+    return encode
+
+
+def _make_missing(
+    config: RunConfig, cache: FeatureCache, dataset: ClipDataset, encode: Encode, world: World
+) -> None:
+    """Fill the cache, every process its share; all return when everything is there."""
     views = range(cache.num_views)
     missing = run_on_main(lambda: [view for view in views if not cache.done(view).all()])
-    if missing:
-        with ExitStack() as held:
-            run_on_main(lambda: held.enter_context(run_lock(folder, "making features")))
-            loader = build.build_encoding_loader(config, dataset, world=world, folder=folder)
-            maker = _Maker(config, video, cache, loader, world)
-            for view in missing:
-                maker.make(view)
-            run_on_main(lambda: None)  # nobody reads before all have written
-    return build.build_train_loader(config, dataset, world=world, run=run, features=cache)
+    if not missing:
+        return
+    with ExitStack() as held:
+        run_on_main(lambda: held.enter_context(run_lock(cache.folder, "making features")))
+        loader = build.build_encoding_loader(config, dataset, world=world, folder=cache.folder)
+        maker = _Maker(config, encode, cache, loader, world)
+        for view in missing:
+            maker.make(view)
+        run_on_main(lambda: None)  # nobody reads before all have written
 
 
 class _Maker:
@@ -80,15 +195,13 @@ class _Maker:
     def __init__(
         self,
         config: RunConfig,
-        model: VideoModel,
+        encode: Encode,
         cache: FeatureCache,
         loader: ClipLoader,
         world: World,
     ) -> None:
-        self.model, self.cache, self.loader, self.world = model, cache, loader, world
-        self.seed = config.seed
+        self.encode, self.cache, self.loader, self.world = encode, cache, loader, world
         self.dtype = compute_dtype(config.train.precision, world.device)
-        self.augment = build.build_encoding_augment(config)
 
     def make(self, view: int) -> None:
         """Read, encode and write what view `view` lacks; nothing of it is done twice."""
@@ -96,8 +209,6 @@ class _Maker:
         done = self.cache.done(view)
         first = self._first_missing(view, done)
         writer = self.cache.writer(view, self.world.rank)
-        # Frame selection draws in training mode, and so must the views; the spatial half stays as it is.
-        self.model.train()
         numbers = range(first, self.loader.num_batches)
         batches = zip(numbers, self.loader.batches(view, first), strict=True)
         try:
@@ -133,9 +244,6 @@ class _Maker:
 
     @torch.no_grad()
     def _encoded(self, batch: Batch) -> FrameFeatures:
-        device = self.world.device
-        batch = self.augment(batch, device)
         half = self.dtype != torch.float32
-        with torch.autocast(device.type, self.dtype, enabled=half):
-            generators = clip_generators(self.seed, batch.keys)
-            return self.model.frame_features(batch.clips, batch.scoring_clips, generators)
+        with torch.autocast(self.world.device.type, self.dtype, enabled=half):
+            return self.encode(batch)

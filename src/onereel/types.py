@@ -94,6 +94,10 @@ class SampleKey(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which a key has no use for
     view: int = 0
 
+    def drawn(self, num_epochs: int) -> SampleKey:
+        """The key that this one's clip is drawn by, where epochs repeat after `num_epochs`; 0: they never do."""
+        return self._replace(epoch=self.epoch % num_epochs) if num_epochs else self
+
 
 @dataclass(slots=True)
 class Batch:

@@ -18,6 +18,7 @@ from onereel.build.features import (
     build_feature_augment,
     build_feature_cache,
     build_feature_key,
+    build_lesson_key,
 )
 from onereel.build.models import (
     build_autoencoder,
@@ -51,6 +52,7 @@ __all__ = [
     "build_feature_cache",
     "build_feature_key",
     "build_frames",
+    "build_lesson_key",
     "build_library",
     "build_model",
     "build_objective",

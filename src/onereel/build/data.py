@@ -83,6 +83,7 @@ def build_dataset(
         label_names=label_names,
         num_clips=1 if training else views.num_clips,
         num_crops=1 if training else views.num_crops,
+        num_epochs=data.cache_views if training else 0,
     )
 
 
@@ -169,4 +170,5 @@ def build_augment(config: RunConfig, num_classes: int | None, *, training: bool)
         config.seed,
         training=training,
         patch_size=patch_size_of(config.model.name) if in_loader else None,
+        num_epochs=config.data.cache_views if training else 0,
     )

@@ -1,17 +1,19 @@
-"""The feature cache of a run whose spatial half is frozen: what its features depend on, and who makes them."""
+"""The feature cache of a run with frozen weights: what its features depend on, and who makes them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import nn
 
 from onereel.build.data import num_workers
-from onereel.build.selection import build_picker
+from onereel.build.selection import build_picker, frames_read
 from onereel.config import RunConfig, TokensConfig, to_dict
 from onereel.data.annotations import Annotations
 from onereel.data.augment import BatchAugment
@@ -21,6 +23,7 @@ from onereel.data.features import QUARANTINE, FeatureCache, Key
 from onereel.data.loader import ClipLoader
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.registry import patch_size_of
+from onereel.objectives.distillation import DistillationObjective
 from onereel.training import World, compute_dtype
 from onereel.types import TubeletGrid
 
@@ -56,20 +59,46 @@ def build_feature_key(
     if config.tokens.kind == "all":
         kept = TokensConfig(frame_selection=config.tokens.frame_selection)
         sections["tokens"] = to_dict(kept)
-    settings = {
-        f"{section}.{name}": value
-        for section in ("data", "augment", "tokens", "model")
-        for name, value in sections[section].items()
-        if name not in WITHOUT_EFFECT.get(section, ())
-    }
     return {
         "weights of the spatial half": hash_weights(encoder.spatial),
         "layers of it": encoder.num_layers,
+        **_clip_key(config, annotations, device),
+        **_settings(sections, "data", "augment", "tokens", "model"),
+    }
+
+
+def build_lesson_key(
+    config: RunConfig,
+    objective: DistillationObjective,
+    annotations: Annotations,
+    device: torch.device,
+) -> Key:
+    """What a teacher's features depend on; which student learns from them is no part of it, but how deep it learns."""
+    return {
+        "teacher": objective.teacher.fingerprint(),
+        "layers": objective.alignment.teacher_layers,
+        "attention": objective.model.by_attention,
+        "frames": frames_read(config),
+        **_clip_key(config, annotations, device),
+        **_settings(to_dict(config), "data", "augment"),
+    }
+
+
+def _clip_key(config: RunConfig, annotations: Annotations, device: torch.device) -> Key:
+    return {
         "list": _hash_spans(annotations),
         "store": _hash_store(config.data.store),
         "seed": config.seed,
         "precision": str(compute_dtype(config.train.precision, device)).removeprefix("torch."),
-        **settings,
+    }
+
+
+def _settings(sections: Mapping[str, Mapping[str, Any]], *names: str) -> Key:
+    return {
+        f"{section}.{name}": value
+        for section in names
+        for name, value in sections[section].items()
+        if name not in WITHOUT_EFFECT.get(section, ())
     }
 
 

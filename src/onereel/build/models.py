@@ -305,6 +305,11 @@ def build_distillation(
             f"distill.teacher_size is {distill.teacher_size}, but {distill.teacher} is shown the "
             f"{distill.pool_budget} tokens of the pool, which are those of the student's clips; set one of the two to 0"
         )
+    if distill.pool_budget and config.data.cache_views and teacher.fits(student.encoder):
+        raise ConfigError(
+            f"data.cache_views is {config.data.cache_views}, but {distill.teacher} is shown the student's choice of "
+            f"{distill.pool_budget} tokens, which changes as the student learns; set one of the two to 0"
+        )
     alignment = Alignment(
         tuple(range(depth - count, depth)),
         layers[::-1],

@@ -1,4 +1,4 @@
-"""What a frozen spatial half allows: a backbone of another library, and a cache of its features."""
+"""What a frozen model allows: a spatial half of another library, and a cache of its features or a teacher's."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ def check_cache(config: RunConfig) -> None:
                     "of each sample), or leave it as it was"
                 )
         return
+    if config.objective.kind == "distillation":
+        _check_lessons(config)
+        return
     if config.model.frozen != "spatial":
         raise ConfigError(
             f"data.cache_views is {data.cache_views}, but what is to be cached still learns: set model.frozen to "
@@ -67,3 +70,15 @@ def check_cache(config: RunConfig) -> None:
             "selected tokens need not have them; set it to 0, or tokens.kind to all (and tokens.frame_selection to 0), "
             "or data.cache_views to 0"
         )
+
+
+def _check_lessons(config: RunConfig) -> None:
+    """Raise ConfigError where what a teacher says of a clip cannot be said again."""
+    data = config.data
+    for name, given, needed, why in (
+        ("data.repeats", data.repeats, 1, "an epoch reads one view of each; set data.cache_views for more"),
+        ("data.num_frames_choices", data.num_frames_choices, (), "features are of one shape of clip"),
+        ("data.size_choices", data.size_choices, (), "features are of one shape of clip"),
+    ):  # fmt: skip
+        if given != needed:
+            raise ConfigError(f"{name} is {given}; allowed with data.cache_views: {needed} ({why})")

@@ -48,10 +48,12 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a random resized crop."""
     cache_views: int = 0
-    """Random views of each sample (K) whose features are made once, where the spatial half is frozen: epoch e then
-    trains on view e mod K, without decoding or encoding a frame. 0: off."""
+    """Random views of each sample (K) whose features are made once, where the spatial half is frozen, or by the teacher
+    of a distillation: epoch e then trains on view e mod K, without decoding or encoding a frame, or without asking
+    the teacher. 0: off."""
     cache: str = ""
-    """Folder of these features; runs with the same frozen half, lists and views share it. Empty: RUN/features."""
+    """Folder of these features; runs with the same frozen half or teacher, list and views share it. Empty:
+    RUN/features."""
     cache_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Of these features; float32: training is, bit for bit, that without a cache, up to epoch K."""
     repeats: int = 1

@@ -74,6 +74,7 @@ class BatchAugment:
     Args:
         num_classes: for mixed labels; None where there are no classes, and then nothing may be mixed.
         patch_size: pixels per side of the patches, where the loader selects tokens; None: clips are whole.
+        num_epochs: as of `ClipReader`; mixing is drawn anew in every epoch.
 
     Raises ConfigError for settings out of range, mixing without classes, or what patches alone don't allow.
     """
@@ -85,8 +86,9 @@ class BatchAugment:
         seed: int,
         training: bool,
         patch_size: int | None = None,
+        num_epochs: int = 0,
     ) -> None:
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes, self.num_epochs = config, num_classes, num_epochs
         self.seed, self.training, self.patch_size = seed, training, patch_size
         if training and patch_size is not None:
             _check_works_on_patches(config)
@@ -112,23 +114,22 @@ class BatchAugment:
             batch.labels if batch.labels is None else batch.labels.to(device, non_blocking=True)
         )
         batch = dataclasses.replace(batch, labels=labels)
+        keys = [key.drawn(self.num_epochs) for key in batch.keys]
         mean, std = (
             per_color(values, torch.device(device))
             for values in (self.config.mean, self.config.std)
         )
         if isinstance(batch.clips, Packed):
-            batch.clips = self._patches(
-                batch.clips.to(device, non_blocking=True), batch.keys, mean, std
-            )
+            batch.clips = self._patches(batch.clips.to(device, non_blocking=True), keys, mean, std)
             return batch
         clips = batch.clips.to(device, non_blocking=True).float().div_(255)
         if self.training:
-            mirror(clips, batch.keys, self.config.hflip_prob, self.seed)
-            self._rand_augment(clips, batch.keys, mean)
-            self._color_jitter(clips, batch.keys)
+            mirror(clips, keys, self.config.hflip_prob, self.seed)
+            self._rand_augment(clips, keys, mean)
+            self._color_jitter(clips, keys)
         batch.clips = clips.sub_(mean).div_(std)
         if self.training:
-            batch.scoring_clips = self._erase(clips, batch.keys)
+            batch.scoring_clips = self._erase(clips, keys)
         if self.mixes:
             self._mix(batch, clips)
         return batch

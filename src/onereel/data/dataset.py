@@ -55,6 +55,7 @@ class ClipReader:
         label_ids: class of each label, or None where labels are not wanted.
         sentences: of a retrieval list, whose training clips are paired with any sentence that is relevant enough.
         num_clips, num_crops: views of each video in testing.
+        num_epochs: epochs that draw anew; those that follow repeat them (0: all do).
     """
 
     library: VideoLibrary
@@ -71,6 +72,7 @@ class ClipReader:
     sentences: SentencePool | None = None
     num_clips: int = 1
     num_crops: int = 1
+    num_epochs: int = 0
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
@@ -94,7 +96,7 @@ class ClipReader:
 
         Raises DecodeError where the video is unknown or unusable, or the record lies outside it.
         """
-        info = self.library.info(record.path)
+        info, key = self.library.info(record.path), key.drawn(self.num_epochs)
         try:
             span = frame_span(info, record.start, record.end)
             box = self._box(info.height, info.width, key)
@@ -183,6 +185,7 @@ class ClipDataset:
         label_names: tuple[str, ...] | None,
         num_clips: int = 1,
         num_crops: int = 1,
+        num_epochs: int = 0,
     ) -> None:
         if label_names is not None:
             annotations.check_labels(label_names)
@@ -203,6 +206,7 @@ class ClipDataset:
             sentences=annotations.origin.sentences,
             num_clips=num_clips,
             num_crops=num_crops,
+            num_epochs=num_epochs,
         )
 
     def __len__(self) -> int:

@@ -40,6 +40,52 @@ class TeacherFeatures(NamedTuple):
     attention: Tensor | None = None
 
 
+class FeatureRow(NamedTuple):
+    """How what a teacher says of one clip is laid out in one row of numbers: layers, final feature, attention.
+
+    Attributes:
+        num_layers, embed_dim, final_dim: of `TeacherFeatures`; tokens are those of `grid`.
+        attends: whether attention is part of it.
+    """
+
+    num_layers: int
+    grid: TubeletGrid
+    embed_dim: int
+    final_dim: int
+    attends: bool
+
+    @classmethod
+    def like(cls, said: TeacherFeatures) -> FeatureRow:
+        """The layout of `said`."""
+        width = said.layers[0].shape[-1] if said.layers else 0
+        attends = said.attention is not None
+        return cls(len(said.layers), said.grid, width, said.final.shape[-1], attends)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each part."""
+        of_tokens = self.grid.num_tokens * self.embed_dim
+        return [*[of_tokens] * self.num_layers, self.final_dim, self.grid.num_tokens * self.attends]
+
+    def rows(self, said: TeacherFeatures) -> Tensor:
+        """float32 `(B, sum(sizes))`."""
+        parts = [*(layer.flatten(1) for layer in said.layers), said.final]
+        if said.attention is not None:
+            parts.append(said.attention)
+        return torch.cat([part.float() for part in parts], dim=1)
+
+    def said(self, rows: Tensor) -> TeacherFeatures:
+        """What became these `rows`."""
+        *layers, final, attention = rows.split(self.sizes, dim=1)
+        shape = (self.grid.num_tokens, self.embed_dim)
+        return TeacherFeatures(
+            tuple(layer.unflatten(1, shape) for layer in layers),
+            final,
+            self.grid,
+            attention if self.attends else None,
+        )
+
+
 @dataclass(frozen=True)
 class View:
     """How a teacher sees clips that are normalised for a student.

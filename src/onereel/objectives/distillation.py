@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class Lessons(Protocol):
     """What a teacher said of clips before."""
 
-    def recall(self, keys: Sequence[SampleKey], device: torch.device) -> TeacherFeatures:
-        """Of the training clips `keys`."""
+    def recall(self, keys: Sequence[SampleKey], device: torch.device) -> TeacherFeatures | None:
+        """Of the training clips `keys`; None where one of them is not known."""
         ...
 
 
@@ -177,12 +177,17 @@ class DistillationObjective(nn.Module):
         return model.tokens(shown, attention, generators)[0]
 
     def _said(self, batch: Batch, pool: TokenSelection | None) -> TeacherFeatures:
-        if self.lessons is not None and self.training:
-            return self.lessons.recall(batch.keys, batch.clips.device)
+        if self.lessons is not None and self.training and batch.num_clips:
+            recalled = self.lessons.recall(batch.keys, batch.clips.device)
+            if recalled is not None:
+                return recalled
         assert isinstance(batch.clips, Tensor)
+        return self.ask(batch.clips, pool if self.shows_pool else None)
+
+    def ask(self, clips: Tensor, pool: TokenSelection | None = None) -> TeacherFeatures:
+        """What the teacher says of normalised `clips (B, T, C, H, W)`, or of the `pool` of their tokens."""
         layers = self.alignment.teacher_layers if len(self.projections) else ()
-        pool = pool if self.shows_pool else None
-        return self.teacher(batch.clips, layers, pool, attention=self.model.by_attention)
+        return self.teacher(clips, layers, pool, attention=self.model.by_attention)
 
     def _losses(
         self,
