@@ -129,13 +129,18 @@ def report(
     ]
     console.print(_table("Claims", checked, str))
     if json_path is not None:
-        content = {
-            "machine": machine(),
-            "versions": versions(),
-            "rows": list(rows),
-            "claims": [claim.as_json() for claim in claims],
-        }
-        json_path.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(json_path, rows, claims)
+
+
+def write_json(path: Path, rows: Sequence[dict[str, Any]], claims: Sequence[Claim] = ()) -> None:
+    """Rows and claims with the machine and the versions that made them."""
+    content = {
+        "machine": machine(),
+        "versions": versions(),
+        "rows": list(rows),
+        "claims": [claim.as_json() for claim in claims],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:

@@ -42,7 +42,8 @@ def to_start_from(
     """
     found = Converted(OURS)
     wanted = model.state_dict()
-    moves = "head.norm.weight" in wanted and "head.norm.weight" not in tensors
+    norms = {"head.norm.weight", "head.heads.0.norm.weight"}
+    moves = bool(norms & wanted.keys()) and not norms & tensors.keys()
     from_pairs = any(name.startswith("video.") for name in tensors)
     parts = {name for name, _ in model.named_children()}
     for name, value in tensors.items():

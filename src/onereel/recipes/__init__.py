@@ -23,6 +23,8 @@ RECIPES = {
     "actions_everest": "onereel.recipes.actions:actions_everest",
     "actions_fe": "onereel.recipes.actions:actions_fe",
     "actions_sfa": "onereel.recipes.actions:actions_sfa",
+    "actions_flux": "onereel.recipes.flux:actions_flux",
+    "actions_flux_two": "onereel.recipes.flux:actions_flux_two",
     "language_demo": "onereel.recipes.language:language_demo",
     "language_demo_rlt": "onereel.recipes.language:language_demo_rlt",
     "actions_distill": "onereel.recipes.distillation:actions_distill",

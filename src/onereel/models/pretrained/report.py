@@ -74,11 +74,12 @@ def load_converted(
     Raises:
         ConfigError: a tensor is unexpected, missing, or of another shape; the model is unchanged then.
     """
+    wanted = model.state_dict()
+    _fit_heads(converted, wanted)
     found, left_out = dict(converted.tensors), dict(converted.left_out)
     if not (whole or keep_head):
         for name in [name for name in found if re.match(CLASSIFIERS, name)]:
             left_out[converted.origins[name]] = f"classifier of {len(found.pop(name))} classes"
-    wanted = model.state_dict()
     missing = [name for name in wanted if name not in found]
     lacking = [name for name in missing if whole or not _may_be_new(name, found, may_be_new)]
     _check(wanted, found, lacking, converted, source)
@@ -94,6 +95,22 @@ def load_converted(
         new=tuple(missing),
         left_out=left_out,
     )
+
+
+def _fit_heads(converted: Converted, wanted: Mapping[str, Tensor]) -> None:
+    """One head's tensors for each of a model's budgets, or those of the largest budget for a model with one head."""
+    for name in [name for name in converted.tensors if name.startswith("head.")]:
+        one = re.sub(r"^head\.heads\.\d+\.", "head.", name)
+        if name in wanted:
+            continue
+        pattern = rf"head\.heads\.\d+\.{re.escape(one.removeprefix('head.'))}"
+        places = [ours for ours in wanted if re.fullmatch(pattern, ours)]
+        value, origin = converted.tensors.pop(name), converted.origins.pop(name)
+        if one in wanted and not name.startswith("head.heads.0."):
+            converted.left_out[origin] = "of a smaller budget"
+            continue
+        for ours in [one] if one in wanted else places or [name]:
+            converted.tensors[ours], converted.origins[ours] = value, origin
 
 
 def _may_be_new(name: str, found: Iterable[str], may_be_new: str) -> bool:

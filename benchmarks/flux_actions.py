@@ -1,0 +1,166 @@
+"""One model for every token budget against models of their own: actions5, trained from scratch.
+
+Clips of 16 x 32 x 32 have 128 tokens. "flux" is `onereel train actions_flux`: clips of flexible shape, budgets of 128,
+64 and 32 in each step; "flux, two drawn" takes two of these in each step. "fixed grid" is `actions`, which sees all
+tokens in training; "own budget K" is `actions` with K tokens, by the same selector, in training and test. All make the
+same number of optimiser steps and are tested on the same clips at 100, 50, 25 and 12.5 % of the tokens, by the selector
+and at random; "larger grid" selects as many from clips of 24 x 32 x 32.
+
+Arms and seeds that are in the JSON file already are not trained again, so the work may be done in pieces.
+
+    python benchmarks/flux_actions.py --size full --json flux_actions.json --seeds 0 1 2
+    python benchmarks/flux_actions.py             one seed and few epochs: too short for the claims
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from common import Claim, parser, real_videos, report, write_json
+from onereel import api
+from onereel.config import RunConfig, TokensConfig
+from onereel.recipes import load_recipe
+
+NUM_TOKENS = 128
+BUDGETS = (128, 64, 32, 16)
+EPOCHS = {"small": 20, "full": 250}
+LARGER_FRAMES = 24
+ONE_POINT = 0.01
+
+
+def arms() -> dict[str, tuple[RunConfig, Sequence[int]]]:
+    """How each arm is trained, and the budgets that it is tested at."""
+    fixed = load_recipe("actions")
+    own = {
+        f"own budget {k}": (
+            replace(fixed, tokens=TokensConfig(kind="group-dynamic", token_budget=k)),
+            (k,),
+        )
+        for k in BUDGETS[1:]
+    }
+    return {
+        "fixed grid": (fixed, BUDGETS),
+        "flux": (load_recipe("actions_flux"), BUDGETS),
+        "flux, two drawn": (load_recipe("actions_flux_two"), BUDGETS),
+        **own,
+    }
+
+
+def tests_of(budgets: Sequence[int], *, flexible: bool) -> dict[str, Mapping[str, Any]]:
+    """Test settings by name: tokens, and frames where they differ."""
+    tests: dict[str, Mapping[str, Any]] = {}
+    for k in budgets:
+        tests[f"{k}"] = {"kind": "group-dynamic", "token_budget": k}
+        if k < NUM_TOKENS:
+            tests[f"{k} random"] = {"kind": "random", "token_budget": k}
+        if flexible:
+            tests[f"{k} larger grid"] = {**tests[f"{k}"], "num_frames": LARGER_FRAMES}
+    return tests
+
+
+def one_run(
+    arm: str, seed: int, size: str, device: str, store: Path, folder: Path
+) -> dict[str, Any]:
+    """Train one arm and test it at its budgets: one row."""
+    config, budgets = arms()[arm]
+    videos = real_videos("actions5")
+    train = replace(config.train, epochs=EPOCHS[size], device=device)
+    config = replace(config, seed=seed, train=train)
+    run = folder / f"{arm}-{seed}"
+    start = time.perf_counter()
+    result = api.train(config, data=str(videos / "train.csv"), store=str(store), out=run)
+    seconds = time.perf_counter() - start
+    row = {"arm": arm, "seed": seed, "size": size, "steps": result.step, "train seconds": seconds}
+    val = str(videos / "val.csv")
+    trained = api.run_config(run)
+    for name, settings in tests_of(budgets, flexible=trained.data.is_flexible).items():
+        tokens = {key: value for key, value in settings.items() if key != "num_frames"}
+        frames = settings.get("num_frames", trained.data.num_frames)
+        tested = replace(
+            trained,
+            tokens=TokensConfig(**tokens),
+            data=replace(trained.data, num_frames=frames),
+        )
+        found = api.evaluate(run, val=val, name="test", config=tested, device=device)
+        row[name] = found.figures()["top1"]
+    return row
+
+
+def claims_of(means: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+    """What the paper leads one to expect; each arm that it is about must have been run."""
+    quarter, full = f"{NUM_TOKENS // 4}", f"{NUM_TOKENS}"
+    claims = []
+    for arm in ("flux", "flux, two drawn"):
+        if arm in means and "fixed grid" in means:
+            gain = means[arm][quarter] - means["fixed grid"][full]
+            claims.append(Claim(f"{arm} at 25 % minus fixed grid at 100 %", gain, -ONE_POINT))
+    if "flux" in means:
+        gain = means["flux"][quarter] - means["flux"][f"{quarter} random"]
+        claims.append(Claim("flux at 25 %, selected minus random", gain, 0.0))
+    if {"flux", "flux, two drawn"} <= means.keys():
+        gain = means["flux, two drawn"][quarter] - means["flux"][quarter]
+        claims.append(Claim("two drawn minus all three, at 25 %", gain, -ONE_POINT))
+    return claims
+
+
+def mean_rows(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each arm over its seeds, in the order of `arms`."""
+    found = {}
+    for arm in arms():
+        mine = [row for row in rows if row["arm"] == arm]
+        if mine:
+            names = [name for name in mine[0] if name not in ("arm", "seed", "size")]
+            numbers = {name: mean(row[name] for row in mine) for name in names}
+            found[arm] = {"arm": arm, "seed": "mean", "size": mine[0]["size"], **numbers}
+    return found
+
+
+def done_before(path: Path | None, size: str) -> list[dict[str, Any]]:
+    """Rows of earlier runs of this script at the same size."""
+    if path is None or not path.exists():
+        return []
+    rows = json.loads(path.read_text())["rows"]
+    return [row for row in rows if row["size"] == size and row["seed"] != "mean"]
+
+
+def read_options() -> argparse.Namespace:
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, or 0 when small")
+    options.add_argument("--arms", nargs="+", choices=list(arms()), default=list(arms()))
+    return options.parse_args()
+
+
+def main() -> None:
+    options = read_options()
+    seeds = options.seeds or ((0, 1, 2) if options.size == "full" else (0,))
+    rows = done_before(options.json, options.size)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        # Clips are 48 pixels wide at most: a store of 96 is plenty, and far cheaper to read than one of 288.
+        api.prepare(real_videos("actions5"), store, short_side=96, progress=False)
+        for seed in seeds:
+            for arm in options.arms:
+                if any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
+                    continue
+                rows.append(one_run(arm, seed, options.size, options.device, store, Path(folder)))
+                if options.json is not None:
+                    write_json(options.json, rows)
+    means = mean_rows(rows)
+    report(
+        "actions5: top-1 by tokens of a test clip, 128 being all",
+        [*rows, *means.values()],
+        claims_of(means),
+        options.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
