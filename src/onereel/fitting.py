@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -18,12 +20,15 @@ from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained import Converted, LoadReport, Weights, convert, load_converted
 from onereel.models.pretrained.clip import MAY_BE_NEW as CLIP_MAY_BE_NEW
 from onereel.models.pretrained.clip import convert_clip, is_clip
+from onereel.models.pretrained.fluxvit import MAY_BE_NEW as FLUXVIT_MAY_BE_NEW
+from onereel.models.pretrained.fluxvit import convert_fluxvit, family_of_file
 from onereel.models.pretrained.halves import into_halves
 from onereel.tokens.positions import resize_positions
 from onereel.types import TubeletGrid
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 OURS = "onereel"
 
 
@@ -112,7 +117,9 @@ def load_weights(
 ) -> LoadReport:
     """Put another family's weights into the model, as `start` changes them."""
     source = weights.source
-    if isinstance(model, DualEncoder):
+    if family_of_file(weights.tensors) is not None:
+        report = _load_fluxvit(model, weights, whole=whole)
+    elif isinstance(model, DualEncoder):
         if not is_clip(weights.tensors):
             raise ConfigError(
                 f"{source} holds no text tower; a video-language run starts from CLIP's weights or a run of onereel"
@@ -143,6 +150,30 @@ def load_weights(
     if weights.pixel_stats is not None:
         warn_of_other_pixels(source, weights.pixel_stats, config)
     return report
+
+
+def _load_fluxvit(model: Trainee, weights: Weights, *, whole: bool) -> LoadReport:
+    """FluxViT's or InternVideo2's weights; of a dual encoder the text tower starts fresh."""
+    video = model.video if isinstance(model, DualEncoder) else model
+    converted, may_be_new = (
+        convert_fluxvit(weights.tensors, video, weights.source),
+        FLUXVIT_MAY_BE_NEW,
+    )
+    if isinstance(model, DualEncoder):
+        converted = replace(
+            converted,
+            tensors=_of_video(converted.tensors),
+            origins=_of_video(converted.origins),
+            changes=_of_video(converted.changes),
+        )
+        may_be_new = rf"video\.({may_be_new})|text\."
+    return load_converted(
+        model, converted, source=weights.source, whole=whole, may_be_new=may_be_new
+    )
+
+
+def _of_video(named: Mapping[str, T]) -> dict[str, T]:
+    return {f"video.{name}": value for name, value in named.items()}
 
 
 def warn_of_other_pixels(

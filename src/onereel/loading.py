@@ -32,6 +32,7 @@ from onereel.models.pretrained import (
     LoadReport,
     Weights,
     convert_blocks,
+    fluxvit,
     load_converted,
     locate,
     read_weights,
@@ -240,15 +241,23 @@ def _facts_of_run(run: Path) -> dict[str, Any]:
     }
 
 
-def _load_foreign(weights: Weights, config: RunConfig | None) -> TrainedModel:
-    """A classifier of transformers: VideoMAE, or ViViT."""
+def _config_of_transformers(weights: Weights) -> tuple[RunConfig, tuple[str, ...]]:
+    """Of VideoMAE, or ViViT, and its class names; numbers where it has none."""
     configured = vivit.run_config_of if vivit.is_vivit(weights.config) else videomae.run_config_of
-    own_config, class_names = configured(weights.config, weights.source)
-    config = config or own_config
+    config, class_names = configured(weights.config, weights.source)
     classifier = weights.tensors.get("classifier.bias")
     if classifier is None:
         raise ConfigError(f"{weights.source} has no classifier")
-    class_names = class_names or tuple(map(str, range(len(classifier))))
+    return config, class_names or tuple(map(str, range(len(classifier))))
+
+
+def _load_foreign(weights: Weights, config: RunConfig | None) -> TrainedModel:
+    """A classifier of another family."""
+    if fluxvit.family_of_file(weights.tensors) is not None:
+        own_config, class_names = fluxvit.run_config_of(weights.tensors, weights.source)
+    else:
+        own_config, class_names = _config_of_transformers(weights)
+    config = config or own_config
     model = build.build_model(config, len(class_names))
     logger.info("%s", load_weights(model, weights, config, whole=True))
     return TrainedModel(model.eval(), config, class_names)
