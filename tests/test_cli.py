@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from onereel import commands
 from onereel.cli import VERBS, main
 
 
@@ -118,3 +119,19 @@ def test_a_misspelt_option_names_the_nearest(capsys: pytest.CaptureFixture[str])
 def test_help_takes_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "train"]) == 0
     assert "onereel train RECIPE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", [["--model.name", "{}"], ["--model.name={}"]])
+def test_a_models_name_brings_its_familys_fields_to_any_recipe(form: list[str]) -> None:
+    argv = ["actions", *(part.format("fluxvit_micro_patch8_48") for part in form)]
+    model = commands._recipe(argv).model
+    assert model.name == "fluxvit_micro_patch8_48"
+    assert (model.style, model.positions, model.pool, model.tubelet_size) == (
+        *("flux", "global", "attention"),
+        1,
+    )
+    default = commands.PlanOptions(config=commands._recipe(argv))
+    argv = [*argv[1:], "--model.positions", "rope"]
+    given = commands._parse("plan", commands.PlanOptions, argv, default=default).config.model
+    assert (given.positions, given.style) == ("rope", "flux")
+    assert commands._recipe(["actions"]).model.style == "vit"
