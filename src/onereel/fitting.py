@@ -155,10 +155,8 @@ def load_weights(
 def _load_fluxvit(model: Trainee, weights: Weights, *, whole: bool) -> LoadReport:
     """FluxViT's or InternVideo2's weights; of a dual encoder the text tower starts fresh."""
     video = model.video if isinstance(model, DualEncoder) else model
-    converted, may_be_new = (
-        convert_fluxvit(weights.tensors, video, weights.source),
-        FLUXVIT_MAY_BE_NEW,
-    )
+    converted = convert_fluxvit(weights.tensors, video, weights.source)
+    may_be_new = FLUXVIT_MAY_BE_NEW
     if isinstance(model, DualEncoder):
         converted = replace(
             converted,

@@ -21,6 +21,7 @@ from onereel.models.heads import ProjectionHead
 from onereel.models.pretrained.fluxvit import family_of_file
 from onereel.models.pretrained.reading import Weights
 from onereel.models.registry import create_encoder
+from onereel.models.student import Student
 from onereel.models.video_model import VideoModel
 from onereel.tokens.selector import KeepAll
 
@@ -281,6 +282,15 @@ def test_a_dual_encoder_takes_all_but_the_classifier() -> None:
     assert set(report.new) == {"video.head.fc.weight", "text.weight", "text.bias"}
     assert torch.equal(video.head.pooler.q.bias, weights["clip_projector.2.cross_attn.q_bias"])
     assert report.left_out["fc_norm.weight"] == "no head of this model"
+
+
+def test_a_student_starts_from_all_but_norm_and_classifier() -> None:
+    model = Student(create_encoder("fluxvit_micro_patch14_28", num_frames=2), KeepAll())
+    weights = theirs("fluxvit")
+    report = load_into(model, weights, whole=False)
+    assert not report.new
+    assert model.head.pooler is not None
+    assert torch.equal(model.head.pooler.q.bias, weights["clip_projector.2.cross_attn.q_bias"])
 
 
 def test_names_may_have_prefixes() -> None:

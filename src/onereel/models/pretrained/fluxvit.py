@@ -16,11 +16,12 @@ from torch import Tensor
 from onereel.config import RunConfig, from_dict
 from onereel.config.model import FAMILIES
 from onereel.errors import ConfigError
-from onereel.models.heads import BudgetHeads, ProjectionHead
+from onereel.models.heads import BudgetHeads, ClassificationHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.positions import GlobalPositions
 from onereel.models.pretrained.convert import Converted
 from onereel.models.registry import SIZES
+from onereel.models.student import Student
 from onereel.models.video_model import VideoModel
 from onereel.models.vit import COLORS, VisionTransformer
 from onereel.tokens.positions import resize_bicubic
@@ -90,7 +91,7 @@ def family_of_file(tensors: Mapping[str, Tensor]) -> str | None:
 
 def convert_fluxvit(
     tensors: Mapping[str, Tensor],
-    model: VideoModel | MaskedAutoencoder,
+    model: VideoModel | Student | MaskedAutoencoder,
     source: str,
 ) -> Converted:
     """The weights of a file of which `family_of_file` is not None, for `model`.
@@ -107,7 +108,7 @@ def convert_fluxvit(
     file = {_without_prefix(name): value.float() for name, value in tensors.items()}
     full_names = {_without_prefix(name): name for name in tensors}
     encoder = _fitting_encoder(model, family, file, source)
-    assert isinstance(model, VideoModel)
+    assert isinstance(model, VideoModel | Student)
     out = Converted(NAMES[family])
     for name, value in file.items():
         block = BLOCK.fullmatch(name)
@@ -186,13 +187,16 @@ def _put(out: Converted, ours: str, value: Tensor, theirs: str, change: str = ""
 
 
 def _fitting_encoder(
-    model: VideoModel | MaskedAutoencoder, family: str, file: Mapping[str, Tensor], source: str
+    model: VideoModel | Student | MaskedAutoencoder,
+    family: str,
+    file: Mapping[str, Tensor],
+    source: str,
 ) -> VisionTransformer:
     """The model's encoder, if these weights fit it."""
     encoder = model.encoder
     fits = (
         isinstance(encoder, VisionTransformer)
-        and isinstance(model, VideoModel)
+        and isinstance(model, VideoModel | Student)
         and (encoder.style, encoder.positions, encoder.pool) == ("flux", "global", "attention")
         and (family != "fluxvit" or encoder.patch_norms is not None)
     )
@@ -266,10 +270,13 @@ def _fill_identities(out: Converted, encoder: VisionTransformer) -> None:
 
 
 def _heads(
-    file: Mapping[str, Tensor], full_names: Mapping[str, str], out: Converted, model: VideoModel
+    file: Mapping[str, Tensor],
+    full_names: Mapping[str, str],
+    out: Converted,
+    model: VideoModel | Student,
 ) -> None:
-    """Pooler, norm and classifier of each of the model's heads; a dual encoder takes the pooler alone."""
-    classifies = not isinstance(model.head, ProjectionHead)
+    """Pooler, norm and classifier of each of the model's heads; what doesn't classify takes the pooler alone."""
+    classifies = isinstance(model.head, ClassificationHead | BudgetHeads)
     why = "head of another budget" if classifies else "no head of this model"
     for name, value in file.items():
         pooler, head, norm = (pattern.fullmatch(name) for pattern in (POOLER, HEAD, FC_NORM))
@@ -292,7 +299,7 @@ def _heads(
             out.left_out[full_names[name]] = why
 
 
-def _head_numbers(model: VideoModel, file: Mapping[str, Tensor]) -> dict[str, str]:
+def _head_numbers(model: VideoModel | Student, file: Mapping[str, Tensor]) -> dict[str, str]:
     """What our heads' names begin with -> the number of the file's head for it."""
     numbers = {match[1] for name in file if (match := POOLER.fullmatch(name)) and match[1]}
     budgets = [budget for number, budget in enumerate(BUDGETS) if str(number) in numbers]
