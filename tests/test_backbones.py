@@ -114,6 +114,19 @@ def test_a_run_from_end_to_end(backbones: Path, videos: Path, tmp_path: Path) ->
     assert torch.equal(onereel.load(again).model.head.fc.weight, loaded.model.head.fc.weight)
 
 
+def test_a_run_on_more_frames_starts_from_one_on_few(
+    backbones: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the same backbone: its temporal half is taken, and its places in time are interpolated."""
+    few = config_for(backbones / "dinov2", positions="learned")
+    data = str(videos / "list.csv")
+    onereel.train(few, data=data, out=tmp_path / "few")
+    more = config_for(backbones / "dinov2", positions="learned", pretrained=str(tmp_path / "few"))
+    more = replace(more, data=replace(more.data, num_frames=8))
+    onereel.train(more, data=data, out=tmp_path / "more")
+    assert "encoder.temporal.pos_embed: interpolated from 4 to 8" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["dinov2", "siglip"])
 @pytest.mark.parametrize(
     "adapter", ["none", "bottleneck", "temporal-conv", "attention-pool", "fusion"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from onereel.config import (
     ObjectiveConfig,
     OptimConfig,
     RunConfig,
+    TextConfig,
     TokensConfig,
     TrainConfig,
     to_dict,
@@ -160,6 +163,46 @@ def test_workers_read_clips_and_features(videos: Path, online: Path, tmp_path: P
     first_epoch = [{**line, "lr": 0} for line in curve(online)[:3]]
     cached = curve(train(config, videos, tmp_path / "cached"))
     assert [{**line, "lr": 0} for line in cached] == first_epoch
+
+
+def test_captions_come_along(videos: Path, tmp_path: Path) -> None:
+    """A video-language run over frozen frames, in two micro-batches per step: the same losses."""
+    pytest.importorskip("transformers", reason="needs onereel[text]")
+    rows = [f"{i}.mp4,someone waves {'both hands' * (i % 3)} {i}\n" for i in range(11)]
+    (videos / "captions.csv").write_text("path,caption\n" + "".join(rows))
+    pairs = replace(
+        ONLINE,
+        objective=ObjectiveConfig(kind="contrastive"),
+        text=TextConfig(size="micro", embed_dim=16, context_length=12),
+        train=replace(ONLINE.train, epochs=2, accum_steps=2, batch_size_per_device=2),
+        model=replace(ONLINE.model, head_dropout=0.0),
+    )
+    cached = with_data(pairs, cache_views=2, cache_dtype="float32")
+    found = [
+        [line["loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+        for run in (
+            train(config, videos, tmp_path / name, "captions.csv")
+            for name, config in (("online", pairs), ("cached", cached))
+        )
+    ]
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_training_without_a_cache_within_rounding(
+    videos: Path, tmp_path: Path
+) -> None:
+    for precision, dtype, bound in (("float32", "float32", 1e-4), ("bf16", "float16", 2e-2)):
+        settings = replace(ONLINE.train, device="cuda", precision=precision, epochs=1)
+        plain = replace(ONLINE, train=settings)
+        cached = with_data(plain, cache_views=1, cache_dtype=dtype)
+        runs = [
+            curve(train(config, videos, tmp_path / f"{precision} {name}"))
+            for name, config in (("online", plain), ("cached", cached))
+        ]
+        for one, other in zip(*runs, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], abs=bound)
 
 
 @pytest.mark.slow
@@ -369,6 +412,14 @@ def test_the_second_of_two_stages_may_be_cached(videos: Path, tmp_path: Path) ->
     run = train(plain, videos, tmp_path / "online")
     cached = train(replace(CACHED, after=str(recipe)), videos, tmp_path / "cached")
     assert_equal_runs(cached, run)
+
+
+def test_a_disk_that_is_too_small_is_said_before_hours_of_work(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(ConfigError, match=r"features of 33 clips take 0\.0 GiB, .* lower data"):
+        train(CACHED, videos, tmp_path / "run")
 
 
 def test_labels_may_change(videos: Path, features: Path, tmp_path: Path) -> None:

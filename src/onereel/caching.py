@@ -55,7 +55,8 @@ def cached_loader(
             features in a folder of their own are never removed.
 
     Raises:
-        ConfigError: the folder holds features of something else, or another process is making them.
+        ConfigError: the folder holds features of something else, another process is making them, or the disk is too
+            small.
         DataError: too many clips could not be read, or features don't fit data.cache_dtype.
     """
     video = model.video if isinstance(model, DualEncoder) else model
@@ -97,8 +98,7 @@ def cached_lessons(
     """What the teacher says of every view of `dataset`; what is not there yet is asked first, by all processes.
 
     Raises:
-        ConfigError: the folder holds features of something else, or the disk is too small.
-        DataError: as of `cached_loader`.
+        OnereelError: as of `cached_loader`.
     """
     folder = Path(config.data.cache or run / FOLDER)
     key = build.build_lesson_key(config, objective, dataset.annotations, world.device)
@@ -114,23 +114,8 @@ def cached_lessons(
         dtype=config.data.cache_dtype,
     )
     run_on_main(lambda: claim(folder, key))
-    run_on_main(lambda: _check_disk(cache))
     _make_missing(config, cache, dataset, _lesson_encoder(config, objective, row, world), world)
     return CachedLessons(cache, row)
-
-
-def _check_disk(cache: FeatureCache) -> None:
-    """Raise ConfigError, before hours of work, where the features would not fit."""
-    done = sum(int(cache.done(view).sum()) for view in range(cache.num_views))
-    rows = cache.num_samples * cache.num_views - done
-    needed = rows * cache.embed_dim * cache.dtype.itemsize
-    free = shutil.disk_usage(cache.folder).free
-    if needed > free:
-        raise ConfigError(
-            f"what the teacher says of {rows} clips takes {needed / GIB:.1f} GiB, and {cache.folder} has "
-            f"{free / GIB:.1f} GiB left; lower data.cache_views or distill.num_layers, set data.cache_dtype to "
-            "float16, or give another folder (--data.cache)"
-        )
 
 
 Encode = Callable[[Batch], FrameFeatures]
@@ -180,6 +165,7 @@ def _make_missing(
     missing = run_on_main(lambda: [view for view in views if not cache.done(view).all()])
     if not missing:
         return
+    run_on_main(lambda: _check_disk(cache))
     with ExitStack() as held:
         run_on_main(lambda: held.enter_context(run_lock(cache.folder, "making features")))
         loader = build.build_encoding_loader(config, dataset, world=world, folder=cache.folder)
@@ -187,6 +173,20 @@ def _make_missing(
         for view in missing:
             maker.make(view)
         run_on_main(lambda: None)  # nobody reads before all have written
+
+
+def _check_disk(cache: FeatureCache) -> None:
+    """Raise ConfigError, before hours of work, where the features would not fit."""
+    done = sum(int(cache.done(view).sum()) for view in range(cache.num_views))
+    clips = cache.num_samples * cache.num_views - done
+    needed = clips * cache.bytes_per_clip
+    free = shutil.disk_usage(cache.folder).free
+    if needed > free:
+        raise ConfigError(
+            f"features of {clips} clips take {needed / GIB:.1f} GiB, and {cache.folder} has {free / GIB:.1f} GiB left; "
+            "lower data.cache_views (or distill.num_layers), set data.cache_dtype to float16, or give another folder "
+            "(--data.cache)"
+        )
 
 
 class _Maker:

@@ -111,6 +111,24 @@ def test_features_are_those_of_transformers(
     torch.testing.assert_close(found, expected(saved(name), clips.flatten(0, 1)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vit", "registers", "dinov3", "clip_vision", "siglip_vision"])
+def test_layers_below_are_those_of_transformers(saved: Callable[[str], Path], name: str) -> None:
+    """In front of a frame's patches its class token, or their mean; registers are left out."""
+    clips = torch.randn(1, 3, 3, 32, 32)
+    with torch.no_grad():
+        seen, (below,) = ImageBackbone(str(saved(name)), 32).forward_layers(
+            packed_frames(clips, 8), layers=[0]
+        )
+        model = transformers.AutoModel.from_pretrained(saved(name), dtype=torch.float32).eval()
+        hidden = model(clips[0], output_hidden_states=True).hidden_states[1]
+    assert seen.lengths == (17,) * 3
+    assert (seen.coordinates[:, 0].view(3, 17)[:, 0] == -1).all()
+    rows = below.view(3, 17, 32)
+    first = hidden.mean(1) if name == "siglip_vision" else hidden[:, 0]
+    torch.testing.assert_close(rows[:, 0], first, rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows[:, 1:], hidden[:, -16:], rtol=0, atol=1e-5)
+
+
 def test_nothing_of_it_learns_or_trains(saved: Callable[[str], Path]) -> None:
     backbone = ImageBackbone(str(saved("dinov2")), 32).train()
     assert not any(module.training for module in backbone.modules())

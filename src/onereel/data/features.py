@@ -135,6 +135,11 @@ class FeatureCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_places": None, "_shards": [], "_open": {}}
 
+    @property
+    def bytes_per_clip(self) -> int:
+        """Of the features of a view of a sample; less where tokens are selected and a frame has none."""
+        return self.grid.gt * self.embed_dim * self.dtype.itemsize
+
     def done(self, view: int) -> np.ndarray:
         """bool `(num_samples,)`: whose features of this view are there, or known not to be had.
 
