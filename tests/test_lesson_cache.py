@@ -192,7 +192,7 @@ def test_a_full_disk_is_foreseen(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(ConfigError, match=r"of 12 clips takes 0\.0 GiB"):
+    with pytest.raises(ConfigError, match=r"of 12 clips take 0\.0 GiB"):
         onereel.train(config, out=tmp_path / "run")
 
 

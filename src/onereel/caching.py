@@ -33,6 +33,7 @@ from onereel.types import Batch, FrameFeatures, SampleKey, TubeletGrid
 FOLDER = "features"
 """Of a run, where data.cache names no other."""
 GIB = 2**30
+POLL_SECONDS = 2.0
 
 
 def cached_loader(
@@ -172,7 +173,14 @@ def _make_missing(
         maker = _Maker(config, encode, cache, loader, world)
         for view in missing:
             maker.make(view)
-        run_on_main(lambda: None)  # nobody reads before all have written
+        _wait_for_others(cache, missing, world)
+
+
+def _wait_for_others(cache: FeatureCache, views: list[int], world: World) -> None:
+    """Nobody reads before all have written. Shares of hours of work may end further apart than a collective waits."""
+    while world.world_size > 1 and not all(cache.done(view).all() for view in views):
+        time.sleep(POLL_SECONDS)
+    run_on_main(lambda: None)  # the main process holds the folder until all are here
 
 
 def _check_disk(cache: FeatureCache) -> None:

@@ -190,6 +190,15 @@ def test_weights_that_lack_a_part(saved: Callable[[str], Path], tmp_path: Path) 
         ImageBackbone(str(tmp_path), 32)
 
 
+def test_weights_that_are_damaged(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = saved("vit")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    whole = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-100])
+    with pytest.raises(ConfigError, match="is no model that transformers can load"):
+        ImageBackbone(str(tmp_path), 32)
+
+
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def absent(name: str) -> Any:
         raise ImportError(name)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from onereel.archives import DAMAGE
 from onereel.errors import ConfigError, unknown_name
 from onereel.tokens.packing import cumulative_lengths
 from onereel.tokens.tubelets import tubelet_grid, unpatchify
@@ -151,7 +152,7 @@ def _load(source: str) -> Any:
             model, report = _library().AutoModel.from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
-    except (OSError, ValueError) as error:
+    except DAMAGE as error:
         first_line = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"model.backbone {source} is no model that transformers can load: {first_line}"
