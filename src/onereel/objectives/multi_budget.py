@@ -3,7 +3,7 @@ arXiv 2503.14237, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -68,13 +68,10 @@ class MultiBudgetObjective(nn.Module):
         Raises:
             DataError: the batch has no labels.
         """
-        untouched = _zero(
-            self.parameters()
-        )  # a process whose heads rest still takes part in the step
         if batch.num_clips == 0:
-            zero = untouched.detach()
-            figures = {"top1": zero, "top1_smallest": zero, "alignment": zero}
-            return {"loss": untouched, **figures, "stats": stats(0, 0, 0.0)}
+            loss = _zero(self.parameters())
+            figures = dict.fromkeys(("top1", "top1_smallest", "alignment"), loss.detach())
+            return {"loss": loss, **figures, "stats": stats(0, 0, 0.0)}
         assert isinstance(batch.clips, Tensor)  # the configuration refuses selection in the loader
         budgets = draw_budgets(self.budgets, self.budgets_per_step, batch, self.seed)
         outputs = self.model.forward_budgets(
@@ -87,9 +84,12 @@ class MultiBudgetObjective(nn.Module):
         logits = [output.logits.float() for output in outputs]
         losses = [F.cross_entropy(x, target, label_smoothing=self.label_smoothing) for x in logits]
         alignment = self._alignment(budgets, outputs)
+        loss = torch.stack(losses).sum() + self.alignment * alignment
+        if len(budgets) < len(self.budgets):
+            loss = loss + _zero(self._resting(budgets))
         hits = [(x.detach().argmax(dim=1) == label).float().mean() for x in (logits[0], logits[-1])]
         return {
-            "loss": torch.stack(losses).sum() + self.alignment * alignment + untouched,
+            "loss": loss,
             "top1": hits[0],
             "top1_smallest": hits[1],
             "alignment": alignment.detach(),
@@ -105,6 +105,16 @@ class MultiBudgetObjective(nn.Module):
                 aligner(output.pooled).float(), teacher, self.alignment_loss
             )
         return total
+
+    def _resting(self, budgets: Sequence[int]) -> list[nn.Parameter]:
+        """Parameters of the heads and aligners that these budgets don't use."""
+        resting: list[nn.Parameter] = []
+        for number, budget in enumerate(self.budgets):
+            if budget not in budgets:
+                resting += self.model.head_of(budget).parameters()
+            if number and budget not in budgets[1:]:
+                resting += self.aligners[number - 1].parameters()
+        return resting
 
     def _stats(self, outputs: Sequence[Output]) -> dict[str, float]:
         macs = self.model.budget_macs(outputs, BACKWARD_FLOPS)
@@ -140,6 +150,6 @@ def _identity(width: int) -> nn.Linear:
     return linear
 
 
-def _zero(parameters: Any) -> Tensor:
-    """0 that reaches every parameter, so that all have a gradient in every step and on every process."""
+def _zero(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """0 that reaches all of `parameters`: each has a gradient in every step, for which other processes wait."""
     return torch.stack([(p * 0.0).sum() for p in parameters if p.requires_grad]).sum()
