@@ -35,8 +35,10 @@ from onereel.data.cropping import center_box
 from onereel.data.sampling import dense_frames
 from onereel.evaluation.efficiency import synchronize
 from onereel.evaluation.inference import autocast
+from onereel.models.choosing import Ranked, nested_tokens
+from onereel.models.registry import create_encoder
 from onereel.tokens.group_dynamic import group_dynamic
-from onereel.tokens.packing import pack_all, take_selected
+from onereel.tokens.packing import pack_all
 from onereel.types import Batch, ClipSpec, SampleKey, TubeletGrid
 from onereel.video.library import VideoLibrary, open_library
 
@@ -83,6 +85,7 @@ class Bench:
             clip_spec(self.library, videos[i % len(videos)]) for i in range(BATCH[device])
         ]
         self.augment = BatchAugment(AugmentConfig(), None, 0, training=False)
+        self.encoder = create_encoder(MODEL, num_frames=NUM_FRAMES)
         self.optimizers: dict[int, torch.optim.Optimizer] = {}
 
     def contender(self, name: str, *budgets: Sequence[int]) -> Contender:
@@ -128,12 +131,12 @@ class Bench:
         """Ranking, three choices, and gathering them, there and back."""
         grid, selector = TubeletGrid(NUM_FRAMES, SIZE // 14, SIZE // 14), group_dynamic()
         batch = len(self.specs)
-        embeddings = torch.randn(batch, grid.num_tokens, 384, device=self.device)
+        embeddings = torch.randn(batch, grid.num_tokens, self.encoder.embed_dim, device=self.device)
         everything = pack_all(embeddings.requires_grad_(), grid)
         with torch.no_grad():
             order = selector.rank(embeddings, embeddings.detach(), grid, None)
-            choices = [selector.first(order, count, grid) for count in BUDGETS]
-        parts = [take_selected(everything, choice).values for choice in choices]
+        ranked = Ranked(embeddings, grid, order, everything)
+        parts = [part.values for part in nested_tokens(self.encoder, ranked, BUDGETS)]
         torch.autograd.backward(parts, [torch.ones_like(part) for part in parts])
 
 
