@@ -334,3 +334,20 @@ def test_options_that_contradict_one_another_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(CONFIG, **changes)
+
+
+@pytest.mark.gpu
+def test_on_cuda_it_is_what_it_is_on_the_cpu_and_bf16_is_near() -> None:
+    config = replace(NESTED, distill=replace(NESTED.distill, pool_budget=24, choose="attention"))
+    expected = objective(config)(batch())["loss"].item()
+    tested, given = objective(config).to("cuda"), batch()
+    assert isinstance(given.clips, Tensor)
+    given.clips = given.clips.to("cuda")
+    found = tested(given)["loss"]
+    assert found.item() == pytest.approx(expected, abs=1e-3)
+    with torch.autocast("cuda", torch.bfloat16):
+        half = tested(given)["loss"]
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(expected, abs=0.1)
+    half.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in tested.parameters())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onereel.errors import ConfigError
+from onereel.models.choosing import dense_grid
 from onereel.models.positions import positions_of
 from onereel.models.teachers import TeacherFeatures, resize_features
 from onereel.objectives.base import (
@@ -237,7 +238,7 @@ class DistillationObjective(nn.Module):
             pool = shown.pool if self.shows_pool else None
             num_shown = 0 if pool is None else pool.num_kept or 0
             macs += self.teacher.macs(batch, num_frames, size, num_shown)
-        num_dense = shown.grid.num_tokens * batch * len(parts)
+        num_dense = dense_grid(self.model.frames, shown.grid).num_tokens * batch * len(parts)
         return stats(sum(map(sum, lengths)), num_dense, 2.0 * macs)
 
     def layer_of(self, name: str) -> int:
