@@ -84,7 +84,7 @@ def actions_fe() -> RunConfig:
 
 
 def actions_sfa() -> RunConfig:
-    """`actions_fe` first; then on 32 frames with its spatial half frozen, as `sfa_ssv2_vitb_32f` in small.
+    """`actions_fe` first; then on 16 frames with its spatial half frozen, as `sfa_ssv2_vitb_32f` in small.
 
     Command: onereel train actions_sfa --data.train train.csv --data.val val.csv --data.store STORE
     """
@@ -92,7 +92,7 @@ def actions_sfa() -> RunConfig:
     return replace(
         base,
         after="actions_fe",
-        data=replace(base.data, num_frames=32),
+        data=replace(base.data, num_frames=16),
         model=replace(base.model, frozen="spatial", adapter="bottleneck", keep_head=True),
         optim=replace(base.optim, lr=5e-4),
         train=replace(base.train, epochs=100),
