@@ -31,7 +31,7 @@ from onereel.errors import ConfigError
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.video_model import VideoModel
 from onereel.objectives.classification import ClassificationObjective
-from onereel.recipes.stages import first_stage
+from onereel.recipes.stages import first_stage, stages
 from onereel.tokens.packing import pack_all
 from onereel.training import (
     RunInterrupted,
@@ -345,6 +345,7 @@ def test_the_first_stage_shares_clips_and_model(videos: Path, recipe: str) -> No
     assert (first.data.train, first.data.size, first.data.num_frames) == ("list.csv", 48, 4)
     assert (first.model.name, first.seed) == ("vit_micro_patch16_48", 7)
     assert (first.model.frozen, first.model.adapter) == ("none", "none")
+    assert stages(config) == [first, config]
 
 
 # ------------------------------------------------------------------------------------------------ two processes

@@ -24,6 +24,7 @@ from onereel.finding import embed_command as embed_command
 from onereel.finding import search_command as search_command
 from onereel.inspection.options import InspectOptions
 from onereel.recipes import RECIPES, describe, load_recipe
+from onereel.recipes.stages import stages
 from onereel.sharing import convert_command as convert_command
 from onereel.sharing import export_command as export_command
 
@@ -342,5 +343,8 @@ def plan_command(argv: Sequence[str]) -> int:
     options = _parse(f"plan {argv[0]}", PlanOptions, argv[1:], default=default)
     from onereel.doctor import plan_run
 
-    Console().print(plan_run(options.config))
+    for stage in stages(options.config):
+        if options.config.after:
+            print(f"\n{stage.recipe}:")
+        Console().print(plan_run(stage))
     return 0

@@ -161,3 +161,49 @@ def test_pools_must_agree_and_fusion_needs_its_layers() -> None:
         FactorisedEncoder(cls.spatial, mean.temporal)
     with pytest.raises(ConfigError, match="sincos-1d"):
         encoder(positions="sincos-1d")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_frozen_step_on_cuda_waits_for_nothing_and_gives_what_the_cpu_gives(adapter: str) -> None:
+    model = encoder(adapter=adapter, frozen=True)
+    packed = ragged()
+    expected = model(packed).values
+    model, packed = model.cuda(), packed.to("cuda")
+    model(packed).values.sum().backward()  # what is made at the first call may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        given = model(packed).values
+        given.sum().backward()
+        with torch.autocast("cuda", torch.bfloat16):
+            half = model(packed).values
+            half.float().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.allclose(given.cpu(), expected, atol=1e-3)
+    assert torch.allclose(half.float().cpu(), expected, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.gpu
+def test_a_frozen_spatial_half_on_cuda_needs_a_fraction_of_the_memory() -> None:
+    peaks = []
+    for frozen in (False, True):
+        model = create_factorised(
+            "vit_small_patch16_224",
+            num_frames=32,
+            temporal_depth=4,
+            pool="cls",
+            positions="learned",
+            adapter="bottleneck",
+            frozen=frozen,
+            frames_at_once=16 if frozen else 0,
+        ).cuda()
+        patches = pack_all(torch.randn(2, 16 * 196, 1536, device="cuda"), model.grid)
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        features = model(patches)
+        assert features.values.isfinite().all()
+        peaks.append(torch.cuda.max_memory_allocated() - held)
+        del model, features, patches
+    assert peaks[1] < 0.25 * peaks[0]

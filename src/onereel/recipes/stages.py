@@ -19,6 +19,11 @@ SHARED = {
 clip, tokens, optimiser and epochs are each run's own."""
 
 
+def stages(config: RunConfig) -> list[RunConfig]:
+    """The runs of a recipe in their order, `config` last."""
+    return [*(stages(first_stage(config)) if config.after else []), config]
+
+
 def first_stage(config: RunConfig) -> RunConfig:
     """The configuration of the run that `config.after` names, for the lists and the model of `config`."""
     first = load_recipe(config.after)
