@@ -44,7 +44,7 @@ WITHOUT_EFFECT = {
             "head_dropout",
         ),
         *("checkpointing", "pretrained", "inflation", "image_class_token", "keep_head", "backbone"),
-        *("temporal_init", "temporal_blocks", "fc_norm"),
+        *("temporal_init", "temporal_blocks", "fc_norm", "position_std"),
     ),
 }
 """Weights have a hash of their own, wherever they came from; the length of a list has one with the list."""

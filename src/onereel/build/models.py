@@ -59,6 +59,7 @@ def build_encoder(config: RunConfig) -> Encoder:
         "size": config.data.size,
         "tubelet_size": model.tubelet_size,
         "positions": model.positions,
+        "position_std": model.position_std,
         "style": model.style,
         "pool": model.pool,
         "drop_path_rate": model.drop_path_rate,

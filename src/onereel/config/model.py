@@ -44,6 +44,8 @@ class ModelConfig:
     """Fixed sine-cosine by coordinate, or by running number (VideoMAE's weights), or a learned table, or learned
     tables of places and times, added (CLIP's weights), or one learned table for grids of any size (FluxViT), or
     rotary by coordinate."""
+    position_std: float = 0.02
+    """Standard deviation that learned positions start with; in patches normalised by patch_norm 0.02 is lost."""
     style: Literal["vit", "clip", "vivit", "flux"] = "vit"
     """Of norms, activation and patch embedding: the ViT paper's, or that of CLIP's weights, of ViViT's, or of
     InternVideo2's and FluxViT's (RMSNorm, LayerScale)."""
@@ -93,7 +95,7 @@ class ModelConfig:
     """Which blocks of VideoMAE or an image ViT become temporal ones: evenly spread from first to last, or the first."""
 
     def __post_init__(self) -> None:
-        for name in ("temporal_depth", "frames_at_once"):
+        for name in ("temporal_depth", "frames_at_once", "position_std"):
             require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "0 or more")
         for name in FACTORISED_ONLY:
             given, off = getattr(self, name), getattr(ModelConfig, name)

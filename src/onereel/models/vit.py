@@ -62,6 +62,7 @@ class VisionTransformer(nn.Module):
         attention: back-end, see `onereel.models.attention`.
         patch_embedding: off where tokens come with a width of `embed_dim` and need none.
         align_corners: how a learned table is interpolated, see `resize_positions`.
+        position_std: standard deviation that a learned table starts with.
 
     Linear weights start as `reset_linears` says, as in the ViT paper's code, MAE and VideoMAE's pre-training; in style
     "flux" as `reset_rescaled`.
@@ -93,6 +94,7 @@ class VisionTransformer(nn.Module):
         attention: str = "auto",
         patch_embedding: bool = True,
         align_corners: bool = False,
+        position_std: float = TOKEN_STD,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -108,7 +110,7 @@ class VisionTransformer(nn.Module):
         self.drop_path_rate, self.checkpointing = drop_path_rate, checkpointing
         self.qk_norm, self.attention, self.align_corners = qk_norm, attention, align_corners
         self.patch_values = COLORS * tubelet_size * patch_size**2
-        self.positions, self.style = positions, style
+        self.positions, self.style, self.position_std = positions, style, position_std
         self._add_patch_embedding(patch_embedding, patch_norm)
         self._add_position_tables(table_grid or grid)
         self.cls_token = nn.Parameter(torch.empty(embed_dim)) if pool != "mean" else None
@@ -153,7 +155,7 @@ class VisionTransformer(nn.Module):
         else:
             reset_linears(self)
         if isinstance(self.pos_embed, nn.Parameter):
-            nn.init.trunc_normal_(self.pos_embed, std=TOKEN_STD)
+            nn.init.trunc_normal_(self.pos_embed, std=self.position_std)
         if self.positions == "space-time":
             nn.init.zeros_(self.temporal_embed)
         if self.cls_token is not None:

@@ -78,7 +78,14 @@ def actions_fe() -> RunConfig:
     return replace(
         base,
         data=replace(base.data, num_frames=8),
-        model=replace(base.model, temporal_depth=2, pool="cls", positions="learned", style="vivit"),
+        model=replace(
+            base.model,
+            temporal_depth=2,
+            pool="cls",
+            positions="learned",
+            position_std=0.5,
+            style="vivit",
+        ),
         train=replace(base.train, epochs=200),
     )
 
