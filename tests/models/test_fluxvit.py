@@ -10,6 +10,7 @@ import torch
 
 from onereel import build
 from onereel.config import ModelConfig, RunConfig, from_dict
+from onereel.config.model import FAMILIES
 from onereel.errors import ConfigError
 from onereel.models.blocks import Attention, RmsNorm, Segments
 from onereel.models.heads import ClassificationHead
@@ -210,3 +211,38 @@ def test_a_new_name_brings_its_familys_fields_and_keeps_the_others() -> None:
     back = flux.renamed("vit_small_patch16_112")
     assert back == ModelConfig(name="vit_small_patch16_112", drop_path_rate=0.1)
     assert plain.renamed("vit_tiny_patch16_112").patch_norm
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("positions", ["global", "rope"])
+def test_the_gpu_gives_the_logits_of_the_cpu_and_waits_for_nothing(positions: str) -> None:
+    torch.manual_seed(0)
+    config = from_dict(
+        RunConfig,
+        {
+            "data": {"num_frames": 5, "size": 56},
+            "tokens": {"kind": "group-dynamic", "token_budget": 33},
+            "model": {
+                **FAMILIES["fluxvit"],
+                "name": "fluxvit_micro_patch14_56",
+                "positions": positions,
+            },
+        },
+    )
+    model = build.build_model(config, 5)
+    clips = torch.randn(3, 5, 3, 56, 56)
+    expected = model(clips).logits
+    model.cuda()
+    on_device = clips.cuda()
+    model(on_device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        exact = model(on_device).logits
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            half = model(on_device).logits
+        half.float().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(exact.cpu(), expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(half.float().cpu(), expected, rtol=5e-2, atol=5e-2)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

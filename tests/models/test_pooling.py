@@ -89,3 +89,20 @@ def test_multiply_adds_count_the_class_token() -> None:
 def test_widths_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"embed_dim 24 is no multiple of that"):
         AttentionPool(24)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [(3, 1, 5), (4, 4)])
+def test_the_gpu_pools_as_the_cpu_does_and_waits_for_nothing(lengths: tuple[int, ...]) -> None:
+    pool, packed = random_pool(), features(lengths)
+    expected = pool(packed)
+    pool.cuda()
+    on_device = packed.to("cuda")
+    pool(on_device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        given = pool(on_device)
+        given.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(given.cpu(), expected, rtol=1e-3, atol=1e-3)
