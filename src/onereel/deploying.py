@@ -138,6 +138,9 @@ def remarks(table: BudgetTable) -> list[str]:
         "GFLOPs are 2 x MACs of a clip. clip: forward pass with selection. video: an answer from the file on, "
         f"{table.num_views} view{'s' * (table.num_views > 1)} ({table.index_ms:.1f} ms of it index a file that is "
         f"new). Median (95th percentile), warm, one at a time; {where}.",
+        "Times are what the machine does for the answer: other processes and a slow disk come on top."
+        if device == "cpu"
+        else "Times are by the wall clock.",
         "These settings are chosen on this list: report accuracy on another one.",
     ]
     lines += [f"Note: {caveat}." for caveat in table.caveats]

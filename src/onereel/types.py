@@ -260,8 +260,9 @@ class Prediction:
     Attributes:
         seconds: part of the video that it is about; None: all of it.
         index_ms: where it was timed: how long it took to learn where the video's packets lie (short where a file is
-            indexed already).
-        answer_ms: where it was timed: reading, selection and forward pass of all views after that.
+            indexed already), by `efficiency.own_clock`.
+        answer_ms: reading, selection and forward pass of all views after that, likewise.
+        wall_ms: both, by the wall clock.
     """
 
     video: str
@@ -270,6 +271,7 @@ class Prediction:
     seconds: tuple[float, float] | None = None
     index_ms: float | None = field(default=None, compare=False)
     answer_ms: float | None = field(default=None, compare=False)
+    wall_ms: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

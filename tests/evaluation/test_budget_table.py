@@ -52,7 +52,6 @@ def table_of(*rows: BudgetRow, index_ms: float = 3.0) -> BudgetTable:
         date="2025-01-01",
         own=Setting(4, 32, 16),
         index_ms=index_ms,
-        machine_load=0.5,
         left_out={"3": "a.mp4: cut short"},
         caveats=("a caveat",),
         complete=True,

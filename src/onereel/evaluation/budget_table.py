@@ -31,7 +31,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """One setting, measured.
+    """One setting, measured; times are by `efficiency.own_clock`.
 
     Attributes:
         num_frames, size, token_budget: see `Setting`.
@@ -118,7 +118,6 @@ class BudgetTable:
         own: the run's own frames, size and tokens; all tokens where their number depends on the clip.
         index_ms: what a file costs in addition when it is seen for the first time (its packet index), median; 0 where
             videos were read from a chunk store.
-        machine_load: the machine's load average before a measurement, the largest.
         left_out: records that could not be read under some setting, by their number in the list, and why.
         caveats: what a reader of the accuracies must know.
         complete: whether every setting that was asked for has its row.
@@ -129,7 +128,6 @@ class BudgetTable:
     date: str
     own: Setting
     index_ms: float
-    machine_load: float
     left_out: Mapping[str, str]
     caveats: tuple[str, ...]
     complete: bool

@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
 from onereel.errors import ConfigError, DecodeError
 from onereel.evaluation.classification import top_predictions
+from onereel.evaluation.efficiency import own_clock
 from onereel.evaluation.inference import BatchTransform, evaluating, view_probabilities
 from onereel.evaluation.scores import ViewSums
 from onereel.files import write_atomically
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from onereel.video.library import VideoLibrary
 
 Answer = Prediction | Quarantined
+TIMES = ("index_ms", "answer_ms", "wall_ms")
 
 
 def predict(
@@ -128,19 +131,19 @@ def iter_predictions(
         batch_size=batch_size,
         seed=seed,
     )
-    warm = not timed
+    warm, clock = not timed, own_clock(torch.device(device))
     for index in range(len(dataset)):
         path = dataset.annotations.record(index).path
         try:
-            start = time.perf_counter()
+            start = _now(clock)
             dataset.library.info(path)
-            indexed = time.perf_counter()
+            indexed = _now(clock)
             if not warm:
                 reply(index)
                 warm = True
-            began = time.perf_counter()
+            began = _now(clock)
             probabilities = reply(index)
-            answered = time.perf_counter()
+            answered = _now(clock)
         except DecodeError as error:
             yield Quarantined(path, error.reason, error.frame, where="predict")
             continue
@@ -149,10 +152,15 @@ def iter_predictions(
             continue
         answer = top_predictions(path, probabilities, class_names, top_k)
         if timed:
-            answer = replace(
-                answer, index_ms=1e3 * (indexed - start), answer_ms=1e3 * (answered - began)
-            )
+            index_ms, wall = (indexed - start).tolist()
+            answer_ms, more = (answered - began).tolist()
+            answer = replace(answer, index_ms=index_ms, answer_ms=answer_ms, wall_ms=wall + more)
         yield answer
+
+
+def _now(clock: Callable[[], float]) -> np.ndarray:
+    """Milliseconds by `clock` and by the wall clock."""
+    return 1e3 * np.array([clock(), time.perf_counter()])
 
 
 def video_probabilities(
@@ -238,13 +246,13 @@ def _row(answer: Answer) -> dict[str, Any]:
         "error": None,
     }
     if answer.answer_ms is not None:
-        row |= {"index_ms": answer.index_ms, "answer_ms": answer.answer_ms}
+        row |= {name: getattr(answer, name) for name in TIMES}
     return row
 
 
 def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Columns video, [true_label,] label_1, probability_1, label_2, ..., [index_ms, answer_ms,] error."""
-    times = [name for name in ("index_ms", "answer_ms") if any(name in row for row in rows)]
+    """Columns video, [true_label,] label_1, probability_1, label_2, ..., [index_ms, ...,] error."""
+    times = [name for name in TIMES if any(name in row for row in rows)]
     ranks = range(1, 1 + max((len(row["labels"]) for row in rows), default=0))
     known = ["true_label"] if rows and "true_label" in rows[0] else []
     columns = ["video", *known]

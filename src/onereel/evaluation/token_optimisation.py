@@ -1,7 +1,7 @@
 """Token optimisation (Flux, arXiv 2503.14237, section 3.1): one grid of frames and pixels under several budgets.
 
 Decoded once, a grid's clips are classified under every budget, by the selector and by chance; then the budgets take
-turns at being timed, so that what else the machine does slows all of them alike.
+turns at being timed, by a clock that other processes don't move (`efficiency.own_clock`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onereel.errors import DataError, DecodeError
 from onereel.evaluation.budget_table import UNREAD, BudgetRow, Setting, percentile
-from onereel.evaluation.efficiency import measure_inference, seconds_in_turn
+from onereel.evaluation.efficiency import measure_inference, own_clock, seconds_in_turn
 from onereel.evaluation.inference import BatchTransform, autocast, evaluating, view_probabilities
 from onereel.evaluation.predict import video_probabilities
 from onereel.evaluation.scores import ViewSums
@@ -113,7 +113,12 @@ def measure_grid(
     ):
         with bench.under(candidate.selector) as model:
             speed = measure_inference(
-                model, batch, precision=bench.precision, seed=bench.seed, repeats=3
+                model,
+                batch,
+                precision=bench.precision,
+                seed=bench.seed,
+                repeats=3,
+                clock=own_clock(bench.device),
             )
         rows.append(
             BudgetRow(
@@ -194,7 +199,7 @@ def time_videos(
     for index in timed:
         steps = [partial(_answer, bench, candidate, videos, index) for candidate in candidates]
         try:
-            seconds = seconds_in_turn(steps, bench.device, 1, warmup)
+            seconds = seconds_in_turn(steps, bench.device, 1, warmup, own_clock(bench.device))
         except (DecodeError, OSError):
             continue
         warmup = 0
@@ -227,5 +232,6 @@ def time_clips(bench: Bench, candidates: Sequence[Candidate], clip: Tensor) -> l
         partial(bench.forward, candidate.selector, clip) for candidate in candidates
     ]
     with evaluating(bench.model):
-        seconds = seconds_in_turn(steps, bench.device, CLIP_REPEATS, WARMUP)
+        clock = own_clock(bench.device)
+        seconds = seconds_in_turn(steps, bench.device, CLIP_REPEATS, WARMUP, clock)
     return [[1e3 * one for one in own] for own in seconds]

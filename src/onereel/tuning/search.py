@@ -6,10 +6,8 @@ import csv
 import datetime
 import itertools
 import logging
-import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +29,7 @@ from onereel.evaluation.budget_table import (
     differences,
     score,
 )
+from onereel.evaluation.efficiency import own_clock
 from onereel.evaluation.token_optimisation import Bench, Candidate, measure_grid
 from onereel.loading import TrainedModel, load
 from onereel.training import World, pick_device, versions
@@ -46,7 +45,6 @@ from onereel.tuning.settings import (
 )
 from onereel.video.library import VideoLibrary, open_library
 from onereel.video.raw import RawVideos
-from onereel.video.schedule import num_cores
 
 NUM_TIMED = 16
 """Answers on the clock: of as many videos of the list, or of those there are in turn."""
@@ -135,7 +133,6 @@ def _table_so_far(
         "",
         own,
         index_ms=0.0,
-        machine_load=0.0,
         left_out={},
         caveats=caveats,
         complete=False,
@@ -164,12 +161,6 @@ def _measure(
     lacking = [setting for setting in settings if setting not in done]
     if done & set(settings):
         say(f"{len(done & set(settings))} of {len(settings)} settings are measured already")
-    load = os.getloadavg()[0]
-    if lacking and load > num_cores() / 2:
-        say(
-            f"the machine is busy (load {load:.1f} on {num_cores()} cores): latencies measured now will be too high "
-            "when it is not"
-        )
     once = _SaidOnce()
     logger.addFilter(once)
     try:
@@ -185,7 +176,6 @@ def _measure(
                     rows=tuple(sorted(rows, key=lambda row: row.setting)),
                     left_out={**table.left_out, **_reasons(quarantine, rows)},
                     versions=versions(),
-                    machine_load=max(table.machine_load, load),
                     date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
                 )
                 table.save(path)
@@ -262,16 +252,16 @@ class _Search:
         """Median of what it takes to index one of the timed files for the first time; 0 for a chunk store."""
         if not isinstance(self.library, RawVideos):
             return 0.0
-        found = []
+        found, clock = [], own_clock(self.device)
         for index in set(self.timed):
             with tempfile.TemporaryDirectory() as empty:
                 library = RawVideos(self.library.root, cache=empty)
-                start = time.perf_counter()
+                start = clock()
                 try:
                     library.info(self.videos.record(index).path)
                 except DecodeError:
                     continue
-                found.append(1e3 * (time.perf_counter() - start))
+                found.append(1e3 * (clock() - start))
         return statistics.median(found) if found else 0.0
 
     def measure(self, settings: Sequence[Setting], quarantine: Path) -> list[BudgetRow]:
