@@ -81,6 +81,21 @@ def test_fixed_shapes_give_the_models_logits(
         assert set(expected.lengths) == {fixed.num_kept}
 
 
+@pytest.mark.parametrize(("tokens", "options"), FIXED)
+@pytest.mark.parametrize("grid", [TubeletGrid(3, 2, 3), TubeletGrid(4, 3, 2)])
+def test_clips_of_another_grid_are_placed_as_the_model_does(
+    tokens: dict[str, Any], options: dict[str, Any], grid: TubeletGrid
+) -> None:
+    source = trained(tokens, **options)
+    fixed = export.FixedShapes(source.model, grid)
+    clips = export.example_clips(source.model, 2, grid)
+    assert clips.shape[1:] == (2 * grid.gt, 3, 8 * grid.gh, 8 * grid.gw)
+    with torch.no_grad():
+        expected = source.model(clips)
+        assert torch.allclose(fixed(clips), expected.logits, atol=1e-5)
+    assert set(expected.lengths) == {fixed.num_kept}
+
+
 @pytest.mark.parametrize(
     ("tokens", "options"),
     [
