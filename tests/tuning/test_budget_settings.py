@@ -94,6 +94,28 @@ def test_the_default_grid_is_around_the_runs_own() -> None:
     assert max(one.num_frames for one in settings_to_measure(embedded)) == 8
 
 
+def test_a_flexible_run_is_measured_on_what_it_was_trained_on() -> None:
+    values = {
+        "data": {
+            "num_frames": 8,
+            "size": 48,
+            "num_frames_choices": [2, 4, 6, 8, 10, 12],
+            "size_choices": [32, 48],
+        },
+        "tokens": {"kind": "group-dynamic"},
+        "objective": {"budgets": [27, 18, 5]},
+        "model": {"name": "vit_micro_patch16_48"},
+    }
+    config = from_dict(RunConfig, values)
+    run = TrainedModel(build_model(config, 3).eval(), config, ("a", "b", "c"))
+    found = settings_to_measure(run)
+    assert sorted({one.num_frames for one in found}) == [2, 6, 8, 12]
+    assert {one.size for one in found} == {32, 48}
+    assert [one.token_budget for one in found if one[:2] == (8, 48)] == [36, 27, 18, 9, 5, 4]
+    for setting in found:  # each budget by its own head
+        fit_to(run.model, at_setting(config, setting))
+
+
 def test_what_is_asked_for_is_measured_and_no_clip_keeps_more_than_it_has() -> None:
     found = settings_to_measure(
         trained({"kind": "all"}), frames=(4, 2), sizes=(48,), budgets=(17, 10)
