@@ -31,7 +31,7 @@ from onereel.recipes import load_recipe
 
 NUM_TOKENS = 128
 BUDGETS = (128, 64, 32, 16)
-EPOCHS = {"small": 20, "full": 250}
+EPOCHS = {"small": 20, "full": 200}
 LARGER_FRAMES = 24
 ONE_POINT = 0.01
 

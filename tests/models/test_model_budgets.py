@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from onereel.build import build_model
+from onereel.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TokensConfig
 from onereel.errors import ConfigError
 from onereel.models.heads import BudgetHeads, ClassificationHead
 from onereel.models.registry import create_encoder
@@ -196,6 +198,23 @@ def test_selectors_without_a_ranking_are_refused(selector: Selector) -> None:
     if isinstance(selector, KeepAll):
         with pytest.raises(ConfigError, match="doesn't rank"):
             budget_model(selector).forward_budgets(clips_of(), budgets=BUDGETS)
+
+
+def test_a_factorised_encoder_takes_budgets_of_any_grid() -> None:
+    """Frames of which a budget keeps nothing are absent, as in a forward at that budget."""
+    config = RunConfig(
+        data=DataConfig(num_frames=8, size=48),
+        tokens=TokensConfig(kind="redundancy", token_budget=8),
+        model=ModelConfig(name="vit_micro_patch16_48", tubelet_size=1, temporal_depth=1),
+        objective=ObjectiveConfig(budgets=(40, 8, 4)),
+    )
+    model = build_model(config, 3).eval()
+    for frames in (8, 4):
+        clips = clips_of(frames)
+        for budget, output in zip(
+            (40, 8, 4), model.forward_budgets(clips, budgets=(40, 8, 4)), strict=True
+        ):
+            torch.testing.assert_close(output.logits, model(clips, budget=budget).logits)
 
 
 @pytest.mark.gpu
