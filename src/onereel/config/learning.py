@@ -32,7 +32,7 @@ class ObjectiveConfig:
     tokens says."""
     budgets_per_step: int = 0
     """classification, distillation: so many of the budgets, drawn for each micro-batch; 0: all."""
-    alignment: float = 1.0
+    alignment: float = 0.1
     """classification with budgets: weight of the smaller budgets' features being like the largest one's."""
     alignment_loss: Literal["cosine", "smooth-l1"] = "cosine"
     """cosine: 2 - 2 cos. smooth-l1: as Flux's code reduces it, which is (1 - cos) / width and next to nothing."""

@@ -46,7 +46,7 @@ class MultiBudgetObjective(nn.Module):
         budgets: Sequence[int],
         *,
         budgets_per_step: int = 0,
-        alignment: float = 1.0,
+        alignment: float = 0.1,
         alignment_loss: Literal["cosine", "smooth-l1"] = "cosine",
         label_smoothing: float = 0.0,
         seed: int = 0,
