@@ -2,9 +2,9 @@
 
 A step is decode, forward, backward and AdamW of the same clips. "single 2048" is classification at one budget; "three"
 learns 3072, 2048 and 1024 at once, and the pairs two of these, as `objective.budgets_per_step 2` draws them; "three
-forwards" (full size only) decodes once and does the rest three times over, as published. MACs are exact, those of the forward; the bound
-is their ratio. Selection and gather are ranking, three choices of tokens, and the gradient's way back through them.
-Times are CPU time of one thread, or wall clock with --device cuda.
+forwards" (full size only) decodes once and does the rest three times over, as published. MACs are exact, those of the
+forward; the bound is their ratio. Selection and gather are ranking, three choices of tokens, and the gradient's way
+back through them. Times are CPU time of one thread, or wall clock with --device cuda.
 
     python benchmarks/flux.py --size full --device cuda
 """

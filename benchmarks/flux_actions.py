@@ -1,9 +1,9 @@
 """One model for every token budget against models of their own: actions5, trained from scratch.
 
 Clips of 16 x 32 x 32 have 128 tokens. "flux" is `onereel train actions_flux`: clips of flexible shape, budgets of 128,
-64 and 32 in each step; "flux, two drawn" takes two of these in each step. "fixed grid" is the same model trained as
-`actions` is, with all tokens of such clips; "own budget K" likewise with K of them, by the same selector, in training and
-test. All make the same number of optimiser steps and are tested on the same clips at 100, 50, 25 and 12.5 % of the
+64 and 32 in each step; "flux, two drawn" takes two of these in each step. "fixed grid" is `actions`, with all tokens
+of such clips and fixed positions, which serve it better; "own budget K" is `actions` with K of them, by the same
+selector, in training and test. All make the same number of optimiser steps and are tested on the same clips at 100, 50, 25 and 12.5 % of the
 tokens, by the selector and at random; "larger grid" selects as many from clips of 24 x 32 x 32.
 
 Arms and seeds that are in the JSON file already are not trained again, so the work may be done in pieces.
@@ -38,8 +38,7 @@ ONE_POINT = 0.01
 
 def arms() -> dict[str, tuple[RunConfig, Sequence[int]]]:
     """How each arm is trained, and the budgets that it is tested at."""
-    flux = load_recipe("actions_flux")
-    fixed = replace(load_recipe("actions"), model=flux.model)
+    fixed = load_recipe("actions")
     own = {
         f"own budget {k}": (
             replace(fixed, tokens=TokensConfig(kind="group-dynamic", token_budget=k)),
@@ -49,7 +48,7 @@ def arms() -> dict[str, tuple[RunConfig, Sequence[int]]]:
     }
     return {
         "fixed grid": (fixed, BUDGETS),
-        "flux": (flux, BUDGETS),
+        "flux": (load_recipe("actions_flux"), BUDGETS),
         "flux, two drawn": (load_recipe("actions_flux_two"), BUDGETS),
         **own,
     }
