@@ -3,8 +3,8 @@
 Clips of 16 x 32 x 32 have 128 tokens. "flux" is `onereel train actions_flux`: clips of flexible shape, budgets of 128,
 64 and 32 in each step; "flux, two drawn" takes two of these in each step. "fixed grid" is `actions`, with all tokens
 of such clips and fixed positions, which serve it better; "own budget K" is `actions` with K of them, by the same
-selector, in training and test. All make the same number of optimiser steps and are tested on the same clips at 100, 50, 25 and 12.5 % of the
-tokens, by the selector and at random; "larger grid" selects as many from clips of 24 x 32 x 32.
+selector, in training and test. All make the same number of optimiser steps and are tested on the same clips at 100, 50,
+25 and 12.5 % of the tokens, by the selector and at random; "larger grid" selects as many from clips of 24 x 32 x 32.
 
 Arms and seeds that are in the JSON file already are not trained again, so the work may be done in pieces.
 
