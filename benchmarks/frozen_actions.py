@@ -26,7 +26,7 @@ from onereel import api
 from onereel.config import EvalConfig, RunConfig
 from onereel.recipes import load_recipe
 
-EPOCHS = {"image": 60, "stage 1": 120, "full": 120, "frozen": 50}
+EPOCHS = {"image": 50, "stage 1": 80, "full": 80, "frozen": 50}
 SMALL_EPOCHS_DIVISOR = 10
 NUMBERS = ("top1", "own seconds", "total seconds")
 FULL = "full training, 16 frames"
