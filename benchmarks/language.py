@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -58,7 +58,10 @@ BATCHES = {"cpu": {"small": (1, 2), "full": (2, 4)}, "cuda": {"small": (16, 32),
 REPEATS = {"small": 2, "full": 5}
 WORDS = ("a", "person", "opens", "the", "drawer", "cuts", "an", "onion", "washes", "hands")
 MICRO_BATCH = {"cpu": 4, "cuda": 64}
-COUPLED_BATCHES = {"cpu": (8, 32, 128), "cuda": (128, 512, 2048)}
+COUPLED_BATCHES = {
+    "cpu": {"small": (8, 64), "full": (8, 32, 128)},
+    "cuda": {"small": (128, 512, 2048), "full": (128, 512, 2048)},
+}
 SPEED_GOAL = {"cpu": 1.15, "cuda": 1.5}
 MEMORY_GOAL, FLAT_GOAL = 0.5, 1.1
 
@@ -110,18 +113,18 @@ def random_clips(batch_size: int, device: str) -> Tensor:
 
 
 def peak_of_step(name: str, batch_size: int, device: str) -> int:
-    """Peak bytes of a process that makes this contender and two steps of it; to be run in one of its own."""
+    """Peak bytes of a process that makes this contender and takes a step; to be run in one of its own."""
     model, loss = make(name, device)
-    clips = random_clips(batch_size, device)
-    for _ in range(2):
-        step(model, loss, clips)
+    step(model, loss, random_clips(batch_size, device))
     return peak(device)
 
 
 def peak(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's ru_maxrss, which a process inherits from the one that starts it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def alone(function: Callable[..., int], *arguments: Any) -> int:
@@ -238,7 +241,7 @@ def measure(device: str, size: str) -> tuple[list[dict[str, Any]], list[Claim]]:
             row["largest batch"] = alone(largest_batch, name, device)
         rows.append(row)
     coupled = {}
-    for batch in COUPLED_BATCHES[device]:
+    for batch in COUPLED_BATCHES[device][size]:
         coupled[batch] = alone(peak_of_coupled_step, batch, device)
         rows.append(
             {
