@@ -4,6 +4,10 @@ The demo's narrated synthetic videos ("a red square moves right"), prepared as a
 held-out videos with 64 different captions, none of which occurs in training: the model must put together words and
 motions that it has seen apart. Dense tokens, run-length tokens, and as many random ones; same steps each.
 
+On the CPU one thread trains, and a second process reads: two cores. Claims about time are of CPU time there, which
+other programs don't lengthen: the training process's from list to result, or that of reading all its clips, whichever
+is more.
+
     python benchmarks/language_demo.py --size full     an hour of video
     python benchmarks/language_demo.py                 ten minutes of video, a few epochs: too little for the claims
 """
@@ -18,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from common import Claim, arguments, report
-from onereel import api
+from onereel import api, build
 from onereel.config import RunConfig, TokensConfig
 from onereel.demo.videos import write_demo_videos
 from onereel.recipes import load_recipe
+from onereel.types import SampleKey
 
 MINUTES = {"small": 10.0, "full": 60.0}
 EPOCHS = {"small": 3, "full": 0}
 NUM_CAPTIONS = 64
 SHORT_SIDE = 144
+CLIPS_READ = 64
 
 
 def write_lists(videos: Path) -> tuple[Path, Path]:
@@ -48,14 +54,28 @@ def write_lists(videos: Path) -> tuple[Path, Path]:
     return paths
 
 
+def reading_seconds(config: RunConfig, run: Path, num_clips: int) -> float:
+    """CPU seconds that reading so many training clips of `run` takes, judged by some of them."""
+    config = replace(config, data=api.run_config(run).data)
+    annotations = build.build_annotations(config, config.data.train)
+    dataset = build.build_dataset(config, annotations, None, training=True)
+    keys = [SampleKey(0, index) for index in range(min(CLIPS_READ, len(dataset)))]
+    start = time.process_time()
+    for key in keys:
+        dataset[key]
+    return (time.process_time() - start) / len(keys) * num_clips
+
+
 def one_run(
     name: str, config: RunConfig, lists: tuple[Path, Path], store: Path, out: Path
 ) -> dict[str, Any]:
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     result = api.train(
         config, data=str(lists[0]), val=str(lists[1]), store=str(store), out=out / name
     )
-    seconds = time.perf_counter() - start
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    num_clips = result.step * config.train.batch_size_per_device
+    reading = reading_seconds(config, out / name, num_clips)
     found = result.metrics
     return {
         "tokens": name,
@@ -65,7 +85,10 @@ def one_run(
         "video to text R@1": found["video_to_text_top1"],
         "kept at test": found["kept_ratio"],
         "steps": result.step,
-        "wall seconds": seconds,
+        "wall seconds": wall,
+        "CPU seconds": cpu,
+        "of reading": reading,
+        "seconds": wall if config.train.device == "cuda" else max(cpu, reading),
     }
 
 
@@ -77,7 +100,8 @@ def measure(size: str, device: str, out: Path) -> tuple[list[dict[str, Any]], li
 
     def configured(recipe: str, **changes: Any) -> RunConfig:
         config = load_recipe(recipe)
-        train = replace(config.train, epochs=EPOCHS[size] or config.train.epochs, device=device)
+        epochs, threads = EPOCHS[size] or config.train.epochs, 1 if device == "cpu" else 0
+        train = replace(config.train, epochs=epochs, device=device, num_threads=threads)
         return replace(config, train=train, **changes)
 
     rows = [
@@ -90,11 +114,11 @@ def measure(size: str, device: str, out: Path) -> tuple[list[dict[str, Any]], li
     metric = "text to video R@1"
     return rows, [
         Claim("dense text to video R@1 (chance 0.016)", dense[metric], 0.7),
-        Claim("dense minutes", dense["wall seconds"] / 60, 10, at_most=True),
+        Claim("dense minutes", dense["seconds"] / 60, 10, at_most=True),
         Claim("run-length R@1 minus dense", run_length[metric] - dense[metric], -0.03),
         Claim(
-            "run-length wall-clock over dense",
-            run_length["wall seconds"] / dense["wall seconds"],
+            "run-length time over dense",
+            run_length["seconds"] / dense["seconds"],
             0.6,
             at_most=True,
         ),

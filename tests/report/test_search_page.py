@@ -29,6 +29,8 @@ def test_the_page_shows_pictures_or_why_there_are_none():
         PageEntry("gone.mp4", None, None, None, -0.2, (), "gone.mp4: no such file"),
     ]
     page = render_search_page("red & <blue>", entries)
+    assert "2 moments, the most alike first" in page
+    assert "The most alike moment" in render_search_page("red", entries[:1])
     assert page.count("data:image/jpeg") == 2
     assert "gone.mp4: no such file" in page
     assert "0.510" in page
