@@ -175,6 +175,13 @@ def test_frozen_weights_keep_their_bytes_and_leave_no_trace(first_run: Path) -> 
     assert set(ema.state_dict()) == in_optimizer
 
 
+def test_a_frozen_half_drawn_at_random_is_a_warning(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    onereel.train(second(keep_head=False), data=str(videos / "train.csv"), out=tmp_path / "run")
+    assert "what is frozen stays as it was drawn at random" in caplog.text
+
+
 def test_frozen_frames_draw_nothing_in_training(first_run: Path) -> None:
     encoder = halves(model_of(second(str(first_run)))).train()
     patches = pack_all(torch.randn(2, 16, 1536), encoder.grid)
@@ -323,6 +330,33 @@ def test_resume_goes_on_in_the_stage_that_is_not_done(
     assert losses(run / "first") == losses(whole / "first")
 
 
+def test_a_stage_that_was_begun_goes_on_as_it_was(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_run: Path
+) -> None:
+    """From another folder, and without the recipe's file."""
+    monkeypatch.chdir(first_run.parent)
+    path = tmp_path / "first_recipe.py"
+    started = replace(FIRST, model=replace(FIRST.model, pretrained=first_run.name))
+    path.write_text(RECIPE.format(text=to_json(started)))
+    call = TrainStep.__call__
+
+    def interrupted(self: TrainStep, state: Any, batches: Any, stop: Any) -> Any:
+        stop.requested = True
+        return call(self, state, batches, stop)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", interrupted)
+        with pytest.raises(RunInterrupted):
+            onereel.train(second(str(path)), data=str(videos / "train.csv"), out=run)
+    assert api.run_config(run / "first").model.pretrained == str(first_run)
+    path.unlink()
+    monkeypatch.chdir(tmp_path)
+    api.resume(run)
+    assert is_done(run / "first")
+    assert is_done(run)
+
+
 def test_stages_that_do_not_fit_are_refused_before_anything_is_trained(
     videos: Path, recipe: str, tmp_path: Path
 ) -> None:
@@ -338,12 +372,15 @@ def test_the_first_stage_shares_clips_and_model(videos: Path, recipe: str) -> No
     config = replace(
         config,
         seed=7,
-        data=replace(config.data, train="list.csv", size=48),
-        model=replace(config.model, name="vit_micro_patch16_48"),
+        data=replace(config.data, train="list.csv", size=48, hold_out_ratio=0.2),
+        augment=replace(config.augment, mean=(0.1, 0.2, 0.3), color_jitter=0.1),
+        model=replace(config.model, name="vit_micro_patch16_48", pool="mean"),
     )
     first = first_stage(config)
     assert (first.data.train, first.data.size, first.data.num_frames) == ("list.csv", 48, 4)
-    assert (first.model.name, first.seed) == ("vit_micro_patch16_48", 7)
+    assert first.data.hold_out_ratio == 0.2  # else it would learn what is held out
+    assert (first.augment.mean, first.augment.color_jitter) == ((0.1, 0.2, 0.3), 0.0)
+    assert (first.model.name, first.model.pool, first.seed) == ("vit_micro_patch16_48", "mean", 7)
     assert (first.model.frozen, first.model.adapter) == ("none", "none")
     assert stages(config) == [first, config]
 

@@ -70,6 +70,11 @@ from onereel.video.prepare import prepare as _prepare
 
 logger = logging.getLogger(__name__)
 
+PATHS = ("train", "val", "store", "root", "cache")
+"""Of a run's data."""
+WEIGHTS = ("pretrained", "backbone", "temporal_init")
+"""Of a run's model: paths, or names on the Hub."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -143,26 +148,32 @@ def train(
     config = load_recipe(recipe) if isinstance(recipe, str) else recipe
     lists = replace(
         config.data,
-        train=_absolute(data or config.data.train),
-        val=_absolute(val or config.data.val),
-        store=_absolute(store or config.data.store),
-        root=_absolute(config.data.root),
-        cache=_absolute(config.data.cache),
+        train=data or config.data.train,
+        val=val or config.data.val,
+        store=store or config.data.store,
     )
-    model = replace(
-        config.model,
-        pretrained=_absolute_if_there(config.model.pretrained),
-        backbone=_absolute_if_there(config.model.backbone),
-    )
-    after = _absolute(config.after) if config.after.endswith(".py") else config.after
-    distill = replace(config.distill, teacher=_absolute_if_there(config.distill.teacher))
-    config = replace(config, data=lists, model=model, distill=distill, after=after)
+    config = _with_absolute_paths(replace(config, data=lists))
     run = Path(out or Path("runs") / (Path(config.recipe).stem or "run"))
     return _train(config, run, overwrite=overwrite, resume=False)
 
 
-def _absolute(path: str) -> str:
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """So that the run can be resumed from any folder."""
+    data, model = config.data, config.model
+    lists: dict[str, Any] = {name: _absolute(getattr(data, name)) for name in PATHS}
+    weights: dict[str, Any] = {name: _absolute_if_there(getattr(model, name)) for name in WEIGHTS}
+    if model.temporal_init == "random":
+        del weights["temporal_init"]
+    return replace(
+        config,
+        data=replace(data, **lists),
+        model=replace(model, **weights),
+        distill=replace(config.distill, teacher=_absolute_if_there(config.distill.teacher)),
+        after=_absolute(config.after) if config.after.endswith(".py") else config.after,
+    )
+
+
+def _absolute(path: str) -> str:
     return os.path.abspath(path) if path else ""
 
 
@@ -199,7 +210,7 @@ def _train_in(
     validation = Validation(config, run, class_names, world) if config.data.val else None
     _warn_of_left_out(annotations, *([validation.dataset.annotations] if validation else []))
     model = build.build_trainee(config, len(class_names), tokenizer)
-    first = None if goes_on else _start(model, config, class_names)
+    first = None if goes_on else _start(model, config, class_names, run if resume else None)
     objective = build.build_objective(config, model, load_teacher(config))
     plan = plan_steps(config, loader.num_batches, world.world_size)
     run_on_main(lambda: held.enter_context(run_lock(run)))
@@ -242,13 +253,28 @@ def _train_in(
     return TrainResult(run, result.step, result.metrics)
 
 
-def _start(model: Trainee, config: RunConfig, class_names: Sequence[str]) -> RunConfig | None:
-    """Load the weights to start from; where they have yet to be trained, the run that does so, of which they fit."""
+def _start(
+    model: Trainee, config: RunConfig, class_names: Sequence[str], resumed: Path | None
+) -> RunConfig | None:
+    """Load the weights to start from; where they have yet to be trained, the run that does so, of which they fit.
+
+    That run is as it was begun, where the one `resumed` has come so far.
+    """
     if config.model.pretrained:
         load_encoder(model, config, class_names)
+    elif (
+        config.model.frozen != "none" and not (config.after or config.model.backbone) and is_main()
+    ):
+        logger.warning(
+            "model.frozen is %s, and what is frozen stays as it was drawn at random: give --model.pretrained",
+            config.model.frozen,
+        )
     if not config.after:
         return None
-    first = first_stage(config)
+    if resumed is not None and holds_run(resumed / FIRST):
+        first = read_config(resumed / FIRST)
+    else:
+        first = _with_absolute_paths(first_stage(config))
     check_start(model, config, first, class_names)
     return first
 

@@ -53,6 +53,19 @@ def test_a_folder_with_nothing_but_a_checkpoint_counts_as_a_run(tmp_path):
         create_run(tmp_path, RunConfig())
 
 
+def test_a_first_stage_that_was_trained_is_not_removed_unasked(tmp_path):
+    create_run(tmp_path, RunConfig(after="actions_fe"))
+    create_run(tmp_path / "first", RunConfig())
+    create_run(tmp_path, RunConfig(after="actions_fe"))  # nothing has been trained
+    create_run(tmp_path / "first", RunConfig())
+    (tmp_path / "first" / "metrics.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match="already holds a run"):
+        create_run(tmp_path, RunConfig(after="actions_fe"))
+    assert (tmp_path / "first" / "metrics.jsonl").exists()
+    create_run(tmp_path, RunConfig(), overwrite=True)
+    assert not (tmp_path / "first").exists()
+
+
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
     create_run(tmp_path, RunConfig())
     (tmp_path / "checkpoints").mkdir()

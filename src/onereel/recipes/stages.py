@@ -9,14 +9,19 @@ from onereel.recipes import load_recipe
 
 SHARED = {
     "data": (
-        *("train", "val", "root", "store", "captions", "size"),
+        *("train", "val", "hold_out_ratio", "root", "store", "captions", "size"),
         *("num_workers", "prefetch", "max_bad_ratio", "timeout_seconds"),
     ),
-    "model": ("name", "tubelet_size", "positions", "style", "qk_norm", "patch_norm"),
+    "augment": ("mean", "std"),
+    "model": (
+        *("name", "tubelet_size", "pool", "positions", "style"),
+        *("qk_norm", "patch_norm", "local_positions"),
+    ),
     "train": ("precision", "device", "num_threads"),
 }
-"""What the first run takes from the second: where its clips come from, and what both models must have alike. Frames per
-clip, tokens, optimiser and epochs are each run's own."""
+"""What the first run takes from the second: where its clips come from (none that the second keeps out of training), the
+scale of their pixels, and what both models must have alike. Frames per clip, tokens, optimiser and epochs are each
+run's own."""
 
 
 def stages(config: RunConfig) -> list[RunConfig]:

@@ -102,10 +102,12 @@ def run_lock(run: str | Path, doing: str = "training") -> Iterator[None]:
 
 
 def _has_begun(run: Path) -> bool:
-    """Whether anything was trained: a run that failed before its first step is no loss."""
+    """Whether anything was trained, its first stage included: a run that failed before a first step is no loss."""
     metrics = run / "metrics.jsonl"
-    return any(run.glob("checkpoints/step_*.pt")) or (
-        metrics.exists() and metrics.stat().st_size > 0
+    return (
+        any(run.glob("checkpoints/step_*.pt"))
+        or (metrics.exists() and metrics.stat().st_size > 0)
+        or (holds_run(run / FIRST) and _has_begun(run / FIRST))
     )
 
 
