@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from onereel import build
 from onereel.config import ModelConfig, RunConfig
@@ -192,6 +193,15 @@ def test_multiply_adds_are_the_published_ones(
     tokens = model.encoder.grid.num_tokens
     assert model.macs((tokens,)) / 1e9 == pytest.approx(giga_macs, rel=5e-3)
     assert model.macs((tokens, tokens)) == 2 * model.macs((tokens,))
+
+
+@pytest.mark.parametrize("num_frames", [4, 8, 16])
+def test_multiply_adds_are_those_of_the_clips_at_hand(num_frames: int) -> None:
+    """Longer or shorter than those that the model is made for."""
+    model, clips = tiny(8, attention="reference"), torch.randn(2, num_frames, 3, 32, 32)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = model(clips)
+    assert counter.get_total_flops() == 2 * model.macs(output.lengths, output.grid)
 
 
 def test_a_frozen_step_costs_a_third_and_a_cached_one_next_to_nothing() -> None:

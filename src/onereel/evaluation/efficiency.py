@@ -78,8 +78,7 @@ def speedup_bound(
 ) -> float:
     """MACs of the same clips, of `grid` (None: the encoder's), with all their tokens, over MACs with `lengths` kept."""
     dense = (num_dense_tokens,) * len(lengths)
-    head = model.head_of(num_dense_tokens)
-    return (model.encoder.macs(dense) + head.macs(dense)) / model.macs(tuple(lengths), grid)
+    return model.macs(dense, grid, num_embedded=sum(dense)) / model.macs(tuple(lengths), grid)
 
 
 def measure_inference(

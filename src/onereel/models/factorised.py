@@ -163,13 +163,21 @@ class FactorisedEncoder(nn.Module):
         reads_tokens = self.adapter is not None and self.adapter.reads_tokens
         return vectors, seen if reads_tokens else None
 
-    def macs(self, lengths: Sequence[int], num_embedded: int | None = None) -> int:
+    def macs(
+        self,
+        lengths: Sequence[int],
+        num_embedded: int | None = None,
+        grid: TubeletGrid | None = None,
+    ) -> int:
         """Multiply-adds of the matrix products of a forward with `lengths` tokens per clip, spread over its frames.
 
-        `num_embedded`: patches embedded, where that is more than are kept.
+        Args:
+            num_embedded: patches embedded, where that is more than are kept.
+            grid: of the clips; None: the encoder's own.
         """
-        per_frame = [n for length in lengths for n in _spread(length, self.grid.gt)]
-        frames = [min(length, self.grid.gt) for length in lengths]
+        num_times = (grid or self.grid).gt
+        per_frame = [n for length in lengths for n in _spread(length, num_times)]
+        frames = [min(length, num_times) for length in lengths]
         return self.spatial.macs(per_frame, num_embedded) + self.temporal_macs(frames, sum(lengths))
 
     def temporal_macs(self, num_frames: Sequence[int], num_tokens: int) -> int:

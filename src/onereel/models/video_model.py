@@ -229,7 +229,10 @@ class VideoModel(nn.Module):
         if num_embedded is None:
             dense = len(lengths) * (grid or self.encoder.grid).num_tokens
             num_embedded = dense if self.selector.needs_embeddings else sum(lengths)
-        return self.encoder.macs(lengths, num_embedded) + self.head_of(max(lengths)).macs(lengths)
+        encoder, head = self.encoder, self.head_of(max(lengths)).macs(lengths)
+        if isinstance(encoder, FactorisedEncoder):
+            return head + encoder.macs(lengths, num_embedded, grid)
+        return head + encoder.macs(lengths, num_embedded)
 
     def step_macs(
         self,
@@ -247,7 +250,8 @@ class VideoModel(nn.Module):
         encoder, forward = self.encoder, self.macs(lengths, grid, num_embedded=num_embedded)
         if not (isinstance(encoder, FactorisedEncoder) and (encoder.frozen or from_frames)):
             return (1 + backward) * forward
-        frames = [min(length, encoder.grid.gt) for length in lengths]
+        grid = grid or encoder.grid
+        frames = [min(length, grid.gt) for length in lengths]
         num_tokens = len(lengths) * encoder.grid.num_tokens if from_frames else sum(lengths)
         head = self.head_of(max(lengths)).macs(lengths)
         trained = encoder.temporal_macs(frames, num_tokens) + head
