@@ -65,6 +65,19 @@ def test_at_first_it_changes_nothing_and_all_of_it_soon_learns(name: str) -> Non
     assert all((parameter.grad != 0).any() for parameter in adapter.parameters())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_half_precision_is_near_and_gives_float32(name: str) -> None:
+    adapter = create_adapter(name, DIM)
+    assert adapter is not None
+    given = frames(DIM * adapter.num_layers)
+    wanted = perturbed(adapter)(given)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = adapter(given)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, wanted, rtol=0.02, atol=0.02 * wanted.abs().max().item())
+
+
 @pytest.mark.parametrize(
     ("dim", "width", "wanted"), [(768, 0, 295_872), (768, 64, 99_136), (1024, 0, 525_568)]
 )

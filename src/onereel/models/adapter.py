@@ -120,8 +120,8 @@ class AttentionPool(nn.Module):
 
     def _weights(self, q: Tensor, k: Tensor, tokens: Packed) -> Tensor:
         """float32 `(N, heads)`: the softmax over each frame's tokens."""
-        asked = per_token(q.movedim(0, -1), tokens).movedim(-1, 0)
-        scores = (asked * k).float().sum(dim=-1) * q.shape[-1] ** -0.5
+        asked = per_token(q.float().movedim(0, -1), tokens).movedim(-1, 0)
+        scores = (asked * k.float()).sum(dim=-1) * q.shape[-1] ** -0.5
         lengths = tokens.cu_seqlens.diff().long()
         highest = torch.segment_reduce(scores.detach(), "max", lengths=lengths, unsafe=True)
         exps = (scores - per_token(highest.T, tokens).T).exp()
