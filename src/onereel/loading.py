@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from onereel.models.pretrained import (
 )
 from onereel.models.pretrained.clip import MAY_BE_NEW as CLIP_MAY_BE_NEW
 from onereel.models.pretrained.folder import holds_saved_model, read_folder
-from onereel.models.pretrained.halves import start_temporal
+from onereel.models.pretrained.halves import check_frozen, fit_tables, start_temporal
 from onereel.models.pretrained.report import MAY_BE_NEW
 from onereel.models.text import TOKENIZER, Tokenizer
 from onereel.models.video_model import VideoModel
@@ -125,6 +124,9 @@ def load_trained(
         return load_dual_encoder(source, config)
     model = build.build_trainee(config, len(class_names))
     saved = Converted(OURS, dict(tensors), {name: name for name in tensors})
+    encoder = encoder_of(model)
+    if isinstance(encoder, FactorisedEncoder):
+        fit_tables(saved, encoder)
     load_converted(model, saved, source=str(source), whole=True)
     if isinstance(model, MaskedAutoencoder | Student):
         return Pretrained(model.eval(), config)
@@ -298,22 +300,28 @@ def _start_from_ours(
     )
 
 
-def _start_temporal(model: Trainee, config: RunConfig) -> Callable[[Converted], None]:
-    """What gives a factorised encoder's temporal half the start that `model.temporal_init` asks for."""
+def _start_of_halves(model: Trainee, config: RunConfig) -> Callable[[Converted], None]:
+    """What lets a factorised encoder's temporal half start as `model.temporal_init` says, and sees that a frozen
+    spatial one has a start."""
     encoder, name = encoder_of(model), config.model.temporal_init
-    if not isinstance(encoder, FactorisedEncoder) or not name:
+    if not isinstance(encoder, FactorisedEncoder):
         return lambda found: None
-    source = None
-    if name != "random":
-        there = _find(name)
-        if isinstance(there, Weights):
-            source = convert_blocks(there.tensors, there.config, encoder.temporal, name)
-        else:
-            ours = {key.removeprefix("video."): value for key, value in there[0].items()}
-            source = Converted(OURS, ours, {key: key for key in ours})
-    return partial(
-        start_temporal, source=source, encoder=encoder, choice=config.model.temporal_blocks
-    )
+    source = _temporal_source(encoder, name) if name not in ("", "random") else None
+
+    def start(found: Converted) -> None:
+        check_frozen(found, encoder, config.model.pretrained)
+        if name:
+            start_temporal(found, source, encoder, config.model.temporal_blocks)
+
+    return start
+
+
+def _temporal_source(encoder: FactorisedEncoder, name: str) -> Converted:
+    there = _find(name)
+    if isinstance(there, Weights):
+        return convert_blocks(there.tensors, there.config, encoder.temporal, name)
+    ours = {key.removeprefix("video."): value for key, value in there[0].items()}
+    return Converted(OURS, ours, {key: key for key in ours})
 
 
 def check_start(
@@ -323,7 +331,7 @@ def check_start(
     weights = build.build_trainee(first, len(class_names)).state_dict()
     classes = tuple(class_names) if first.objective.kind == "classification" else ()
     named = replace(config, after="", model=replace(config.model, pretrained=config.after))
-    start = _start_temporal(model, named)
+    start = _start_of_halves(model, named)
     _start_from_ours(model, named, (weights, first, classes, {}), class_names, start)
 
 
@@ -341,7 +349,7 @@ def load_encoder(model: Trainee, config: RunConfig, class_names: Sequence[str] =
         OnereelError: there are none, or a tensor does not fit; the model is unchanged then.
     """
     source = config.model.pretrained
-    start = _start_temporal(model, config)
+    start = _start_of_halves(model, config)
     found = _find(source)
     if not isinstance(found, Weights):
         report = _start_from_ours(model, config, found, class_names, start)

@@ -200,6 +200,28 @@ def test_clips_of_another_length_get_the_same_places(foreign: Any) -> None:
 
 
 @torch.no_grad()
+def test_a_model_is_loaded_for_clips_of_another_length(foreign: Any, tmp_path: Path) -> None:
+    model = foreign.perturbed(factorised(foreign))
+    folder = model.save_pretrained(tmp_path, class_names=tuple("abcde"))
+    assert model.config is not None
+    data = replace(model.config.data, num_frames=16)
+    longer = onereel.load(folder, replace(model.config, data=data)).model
+    assert longer.encoder.grid.gt == 8
+    clips = torch.randn(1, 16, 3, 48, 48)
+    assert torch.allclose(model(clips).logits, longer(clips).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_frozen_half_needs_a_class_token(depth: int, foreign: Any, tmp_path: Path) -> None:
+    """Of a joint run, or of a factorised one."""
+    folder = foreign.ours(positions="learned", temporal_depth=depth).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has no class token.*model.pool to mean"):
+        start(factorised(foreign, style="vit", frozen="spatial"), folder)
+    start(factorised(foreign, style="vit"), folder)
+    start(factorised(foreign, style="vit", frozen="spatial", pool="mean"), folder)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
 def test_a_joint_run_becomes_the_spatial_half(positions: str, foreign: Any, tmp_path: Path) -> None:
     before = foreign.perturbed(foreign.ours(positions=positions, pool="cls"))

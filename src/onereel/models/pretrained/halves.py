@@ -6,8 +6,10 @@ import math
 import re
 from typing import Literal
 
+from onereel.errors import ConfigError
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.pretrained.convert import Converted
+from onereel.models.vit import VisionTransformer
 from onereel.tokens.positions import resize_positions
 from onereel.types import TubeletGrid
 
@@ -40,12 +42,30 @@ def into_halves(found: Converted, encoder: FactorisedEncoder, num_times: int = 1
         places = places.unflatten(0, (num_times, -1)).mean(dim=0)
         found.tensors[f"{SPATIAL}pos_embed"] = places
         found.changes[f"{SPATIAL}pos_embed"] = f"the mean of {num_times} times"
+    fit_tables(found, encoder)
+
+
+def fit_tables(found: Converted, encoder: FactorisedEncoder) -> None:
+    """Fit a factorised encoder's learned tables of places and times to other sizes and lengths of clip; in place."""
+    places = found.tensors.get(f"{SPATIAL}pos_embed")
     if places is not None:
         side = math.isqrt(len(places))
         _fit(found, f"{SPATIAL}pos_embed", TubeletGrid(1, side, side), encoder.spatial.grid)
     times = found.tensors.get(f"{TEMPORAL}pos_embed")
     if times is not None:
         _fit(found, f"{TEMPORAL}pos_embed", TubeletGrid(len(times), 1, 1), encoder.temporal.grid)
+
+
+def check_frozen(found: Converted, encoder: FactorisedEncoder, source: str) -> None:
+    """Raise ConfigError where a frozen spatial half would keep a class token that was drawn at random."""
+    spatial = encoder.spatial
+    if not encoder.frozen or not isinstance(spatial, VisionTransformer) or spatial.pool != "cls":
+        return
+    if not any(name.endswith(f"{SPATIAL}cls_token") for name in found.tensors):
+        raise ConfigError(
+            f"model.frozen is spatial and model.pool cls, but {source} has no class token, and a random one would "
+            "never learn; set model.pool to mean, or model.frozen to none"
+        )
 
 
 def start_temporal(
