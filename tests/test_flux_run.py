@@ -30,6 +30,8 @@ from onereel.config import (
     to_json,
 )
 from onereel.errors import ConfigError
+from onereel.fitting import to_start_from
+from onereel.models.pretrained import load_converted
 from onereel.objectives import MultiBudgetObjective
 from onereel.training import RunInterrupted, list_checkpoints, load_checkpoint
 
@@ -164,6 +166,25 @@ def test_one_head_starts_several_and_several_start_one(
     for head in three.head.heads:
         assert torch.equal(head.fc.weight, one.head.fc.weight)
         assert torch.equal(head.norm.weight, one.head.norm.weight)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_heads_go_to_those_of_the_same_place_from_the_largest_on(count: int) -> None:
+    def model(budgets: tuple[int, ...]) -> Any:
+        learned = replace(FLUX.objective, budgets=budgets, budgets_per_step=0)
+        return build.build_model(replace(FLUX, objective=learned), 3)
+
+    start, target = model((8, 6, 4)), model((8, 6, 4, 2)[:count])
+    tensors = start.state_dict()
+    for number, head in enumerate(start.head.heads):
+        torch.nn.init.constant_(head.fc.weight, number)
+    found = to_start_from(start.state_dict(), target)
+    report = load_converted(target, found, source="there", keep_head=True)
+    assert [head.fc.weight.unique().tolist() for head in target.head.heads] == [
+        [float(min(number, 2))] for number in range(count)
+    ]
+    left_out = {name for name in tensors if name.startswith("head.heads.2.")}
+    assert set(report.left_out) == (left_out if count == 2 else set())
 
 
 @pytest.mark.parametrize("kind", ["masked", "contrastive"])

@@ -68,25 +68,22 @@ def to_start_from(
             found.tensors[ours], found.origins[ours] = value, name
         else:
             found.left_out[name] = f"this model has no {ours.split('.')[0]}"
-    _fit_poolers(found, wanted)
+    _leave_poolers(found, wanted)
     _resize_tables(found, wanted)
     if not isinstance(model, DualEncoder) and isinstance(model.encoder, FactorisedEncoder):
         into_halves(found, model.encoder, num_times)
     return found
 
 
-def _fit_poolers(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None:
-    """Give the attention pool of a head to each head of a model that has several, or to none that pools otherwise."""
-    for name in [name for name in found.tensors if name.startswith("head.pooler.")]:
-        if name in wanted:
-            continue
-        value, origin = found.tensors.pop(name), found.origins.pop(name)
-        rest = name.removeprefix("head.")
-        ours = [other for other in wanted if re.fullmatch(rf"head\.heads\.\d+\.{rest}", other)]
-        found.tensors |= dict.fromkeys(ours, value)
-        found.origins |= dict.fromkeys(ours, origin)
-        if not ours:
-            found.left_out[origin] = "this model pools without attention"
+def _leave_poolers(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Leave out the attention pools of heads where the model pools otherwise."""
+    if any(".pooler." in name for name in wanted):
+        return
+    for name in [
+        name for name in found.tensors if re.match(r"head\.(heads\.\d+\.)?pooler\.", name)
+    ]:
+        del found.tensors[name]
+        found.left_out[found.origins.pop(name)] = "this model pools without attention"
 
 
 def _resize_tables(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None:

@@ -98,19 +98,37 @@ def load_converted(
 
 
 def _fit_heads(converted: Converted, wanted: Mapping[str, Tensor]) -> None:
-    """One head's tensors for each of a model's budgets, or those of the largest budget for a model with one head."""
-    for name in [name for name in converted.tensors if name.startswith("head.")]:
-        one = re.sub(r"^head\.heads\.\d+\.", "head.", name)
-        if name in wanted:
-            continue
-        pattern = rf"head\.heads\.\d+\.{re.escape(one.removeprefix('head.'))}"
-        places = [ours for ours in wanted if re.fullmatch(pattern, ours)]
+    """Each of the model's heads gets that of the same place, from the largest budget on, or the last that there is.
+
+    A single head is a first one.
+    """
+    theirs, ours = _heads_in(converted.tensors), _heads_in(wanted)
+    if theirs == ours or not theirs or not ours:
+        return
+    for name in [name for name in converted.tensors if name.startswith(tuple(theirs))]:
         value, origin = converted.tensors.pop(name), converted.origins.pop(name)
-        if one in wanted and not name.startswith("head.heads.0."):
+        how = converted.changes.pop(name, "")
+        (source,) = (prefix for prefix in theirs if name.startswith(prefix))
+        takers = [
+            taker
+            for place, taker in enumerate(ours)
+            if theirs[min(place, len(theirs) - 1)] == source
+        ]
+        if not takers:
             converted.left_out[origin] = "of a smaller budget"
-            continue
-        for ours in [one] if one in wanted else places or [name]:
-            converted.tensors[ours], converted.origins[ours] = value, origin
+        for taker in takers:
+            new_name = taker + name.removeprefix(source)
+            converted.tensors[new_name], converted.origins[new_name] = value, origin
+            converted.changes |= {new_name: how} if how else {}
+
+
+def _heads_in(names: Iterable[str]) -> list[str]:
+    """What the names of each head begin with."""
+    heads = [re.match(r"head\.(?:heads\.(\d+)\.)?", name) for name in names]
+    numbers = sorted({int(head[1]) for head in heads if head and head[1]})
+    if numbers:
+        return [f"head.heads.{number}." for number in numbers]
+    return ["head."] if any(heads) else []
 
 
 def _may_be_new(name: str, found: Iterable[str], may_be_new: str) -> bool:
