@@ -19,11 +19,12 @@ from onereel.models.registry import create_encoder
 from onereel.models.video_model import Output, VideoModel
 from onereel.tokens.budgets import ClipCount, GroupCount, Threshold
 from onereel.tokens.group_dynamic import group_dynamic
-from onereel.tokens.packing import kept_tokens
+from onereel.tokens.packing import kept_tokens, pack_clips
 from onereel.tokens.redundancy import redundancy
 from onereel.tokens.scored import ScoredSelector
 from onereel.tokens.scores import PixelScore, RandomScore
 from onereel.tokens.selector import KeepAll, Selector
+from onereel.types import TokenSelection
 
 N = 8 * 3 * 3
 BUDGETS = (48, 31, 16)
@@ -187,6 +188,20 @@ def test_a_number_of_tokens_finds_the_head_of_the_nearest_budget() -> None:
     for budget, number in ((48, 0), (40, 0), (39, 1), (20, 2)):
         out = model(clips, budget=budget)
         assert torch.equal(out.logits, model.head.heads[number](out.features))
+
+
+def test_clips_of_unequal_lengths_get_a_head_each_whatever_their_company() -> None:
+    model, clips = budget_model(KeepAll()).eval(), clips_of()
+    order = torch.arange(N).expand(3, -1)
+    keep_mask = order < torch.tensor(BUDGETS)[:, None]
+    tokens = pack_clips(clips, TokenSelection(keep_mask), 1, 16)
+    assert tokens.lengths == BUDGETS
+    together = model(tokens)
+    for number, head in enumerate(model.head.heads):
+        assert torch.equal(together.logits[number], head(together.features)[number])
+        alone = model(tokens.part(number, number + 1))
+        torch.testing.assert_close(together.logits[number], alone.logits[0])
+        torch.testing.assert_close(together.pooled[number], alone.pooled[0])
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,9 @@ class ProjectionHead(Head):
 class BudgetHeads(nn.Module):
     """A head for each token budget (Flux, arXiv 2503.14237, section 3): pooling, norm and classifier of its own.
 
-    The released code shares one norm among the heads, and a comment of its scripts numbers them from the smallest;
-    here as in its training code the first is that of the largest budget.
+    A comment of the released scripts numbers the heads from the smallest budget; here as in its training code the first
+    is that of the largest. Released heads share one norm, here each has its own: what a norm's factor and shift do, the
+    linear layer behind it can do too, so the functions that heads can learn are the same.
 
     Args:
         heads: one per budget.

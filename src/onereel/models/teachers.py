@@ -166,7 +166,7 @@ class Teacher(nn.Module):
         digest = hashlib.sha256(repr((type(self).__name__, self.view)).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     @torch.no_grad()
@@ -249,17 +249,17 @@ class OwnTeacher(Teacher):
         by_number = dict(zip(wanted, between, strict=True))
         return TeacherFeatures(
             tuple(_dense(features, by_number[number]) for number in layers),
-            self._final(features),
+            self._final(features, tokens.lengths[0]),
             grid,
             self._attention(features, by_number[encoder.depth - 2]) if attention else None,
         )
 
-    def _final(self, features: Packed) -> Tensor:
+    def _final(self, features: Packed, num_tokens: int) -> Tensor:
         head = self.head
         if isinstance(head, ProjectionHead):
             return head(features)
         if isinstance(head, BudgetHeads):
-            head = head.head_of(max(features.lengths))
+            head = head.head_of(num_tokens)
         return pool_tokens(features, "mean") if head is None else head.pooled(features)
 
     def _attention(self, features: Packed, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from onereel.errors import ConfigError
@@ -55,7 +56,7 @@ class VideoModel(nn.Module):
     Args:
         encoder: turns packed patches into packed features.
         head: turns packed features into logits, or an embedding; its pool must be the encoder's. Of `BudgetHeads`
-            it is that of the budget nearest to the tokens kept.
+            each clip gets that of the budget nearest to the tokens it keeps.
         selector: holds no weights, and may be replaced at any time (`model.selector = ...`).
         config: what the parts were built from, which `save_pretrained` writes; None where they were put together
             by hand.
@@ -97,14 +98,25 @@ class VideoModel(nn.Module):
         features = self.encoder(
             tokens, derived_generators(generators, "drop-path"), embedded=embedded
         )
-        return self._output(features, tokens, max(tokens.lengths), generators)
+        heads = [self.head_of(length) for length in tokens.lengths]
+        return self._output(features, tokens, heads, generators)
 
     def _output(
-        self, features: Packed, tokens: Packed, budget: int, generators: Generators
+        self, features: Packed, tokens: Packed, heads: Sequence[Head], generators: Generators
     ) -> Output:
-        head = self.head_of(budget)
-        pooled = head.pooled(features)
-        logits = head.logits(pooled, derived_generators(generators, "dropout"))
+        """With a head for each clip."""
+        said = {}
+        for head in dict.fromkeys(heads):
+            pooled = head.pooled(features)
+            said[head] = pooled, head.logits(pooled, derived_generators(generators, "dropout"))
+        pooled, logits = said[heads[0]]
+        if (
+            len(said) > 1
+        ):  # clips with different numbers of tokens, which must not depend on their company
+            pooled, logits = (
+                torch.stack([said[head][part][clip] for clip, head in enumerate(heads)])
+                for part in (0, 1)
+            )
         num_dense = dense_grid(self.frames, tokens.grid).num_tokens
         return Output(logits, tokens.lengths, num_dense, features, tokens.grid, pooled)
 
@@ -143,7 +155,8 @@ class VideoModel(nn.Module):
             if length not in features:
                 purpose = derived_generators(draws, "drop-path")
                 features[length] = self.encoder(tokens, purpose, embedded=True)
-            outputs.append(self._output(features[length], tokens, budget, draws))
+            heads = [self.head_of(budget)] * tokens.batch_size
+            outputs.append(self._output(features[length], tokens, heads, draws))
         return outputs
 
     def _nested_tokens(
