@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from onereel.config import (
     TrainConfig,
 )
 from onereel.errors import ConfigError
+from onereel.evaluation import token_optimisation
 from onereel.evaluation.budget_table import BudgetTable, Setting
 from onereel.evaluation.classification import ClassificationResult
 from onereel.evaluation.predict import predict as predict_under
@@ -182,6 +184,61 @@ def test_a_search_that_was_stopped_goes_on(
         chance = api.evaluate(run, name="chance", config=random, val=str(videos / "good.csv"))
         assert isinstance(chance, ClassificationResult)
         assert row.random_accuracy == chance.top1
+
+
+def test_a_whole_table_that_is_added_to_is_whole_when_all_is_added(
+    run: Path, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = table_of(run).rows[0]
+
+    def until_12_frames(self: search._Search, settings: list[Setting], quarantine: Path) -> list:
+        if settings[0].num_frames == 12:
+            raise KeyboardInterrupt
+        return [replace(row, **one._asdict()) for one in settings]
+
+    monkeypatch.setattr(search._Search, "measure", until_12_frames)
+    more = {**GRID, "frames": (4, 6, 8, 12)}
+    with pytest.raises(KeyboardInterrupt):
+        onereel.tune_budget(run, val=str(videos / "tune.csv"), **more)  # type: ignore[arg-type]
+    table = table_of(run)
+    assert (len(table.rows), table.complete) == (6, False)
+
+
+def test_other_seconds_of_the_same_videos_are_another_list(
+    run: Path, videos: Path, tmp_path: Path
+) -> None:
+    listed = (videos / "tune.csv").read_text().splitlines()
+    lines = [listed[0] + ",start,end", *(line + ",0,0.5" for line in listed[1:])]
+    path = videos / "spans.csv"
+    path.write_text("\n".join(lines) + "\n")
+    trained = onereel.load(run)
+    whole, parts = (
+        search.conditions_of(
+            trained,
+            trained.config,
+            api.build.build_annotations(trained.config, str(one)),
+            torch.device("cpu"),
+        )
+        for one in (videos / "tune.csv", path)
+    )
+    assert whole["records"] != parts["records"]
+
+
+def test_no_answer_pays_for_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a promise counts apart, and the first of a grid's rows would pay alone."""
+    calls: list[object] = []
+    monkeypatch.setattr(
+        token_optimisation, "_answer", lambda bench, one, videos, index: calls.append((one, index))
+    )
+    videos = SimpleNamespace(
+        library=SimpleNamespace(info=calls.append),
+        annotations=SimpleNamespace(record=lambda index: SimpleNamespace(path=f"{index}.mp4")),
+    )
+    bench = SimpleNamespace(device=torch.device("cpu"))
+    found = token_optimisation.time_videos(bench, ["a", "b"], videos, [3, 5])  # type: ignore[arg-type, list-item]
+    assert [len(own) for own in found] == [2, 2]
+    assert calls[-3:] == ["5.mp4", ("a", 5), ("b", 5)]
+    assert calls[0] == "3.mp4"
 
 
 def test_without_a_list_it_takes_what_was_kept_from_training(

@@ -73,8 +73,9 @@ def conditions_of(
     trained: TrainedModel, config: RunConfig, annotations: Annotations, device: torch.device
 ) -> dict[str, Any]:
     """What a row depends on, as JSON has it."""
-    labels = annotations.table["label"] if annotations.has_labels else []
-    listed = repr((annotations.table["path"].to_pylist(), list(map(str, labels))))
+    table = annotations.table
+    columns = [name for name in ("path", "start", "end", "label") if name in table.column_names]
+    listed = repr([list(map(str, table[name].to_pylist())) for name in columns])
     return {
         "weights": weights_of(trained),
         "list": os.path.abspath(annotations.source),

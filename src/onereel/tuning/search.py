@@ -159,6 +159,7 @@ def _measure(
     """Add the rows that lack, grid by grid, and write the table after each."""
     done = {row.setting for row in table.rows}
     lacking = [setting for setting in settings if setting not in done]
+    table = replace(table, complete=table.complete and not lacking)
     if done & set(settings):
         say(f"{len(done & set(settings))} of {len(settings)} settings are measured already")
     once = _SaidOnce()
