@@ -27,10 +27,10 @@ from onereel.config import (
 from onereel.doctor import plan_run, run_doctor
 from onereel.doctor.arithmetic import Rates, Workload, advice, forecast, longest_chunk_seconds
 from onereel.doctor.measure import DiskRate, measure_decode, measure_disk
-from onereel.doctor.planning import duration
+from onereel.doctor.planning import choices_of_budgets, duration
 from onereel.doctor.system import describe_disk, explain, probe
 from onereel.errors import ConfigError, DataError, DecodeError
-from onereel.types import SampleKey
+from onereel.types import Batch, SampleKey
 from onereel.video.prepare import prepare
 
 RATES = Rates(
@@ -277,6 +277,30 @@ def test_a_plan_of_masked_pre_training_times_the_autoencoder(config: RunConfig) 
     supervised = plan_run(config)
     assert plan.model.kept_ratio == supervised.model.kept_ratio == 0.5
     assert plan.model.flops_per_clip != supervised.model.flops_per_clip
+
+
+def test_a_plan_of_flexible_clips_and_drawn_budgets_measures_what_training_meets_on_average(
+    config: RunConfig,
+) -> None:
+    data = replace(config.data, num_frames_choices=(2, 4, 8), size_choices=(32, 48))
+    learned = ObjectiveConfig(budgets=(8, 4, 2), budgets_per_step=2)
+    flexible = replace(config, data=data, objective=learned)
+    plan = plan_run(flexible)
+    assert "clips of 8 frames of 32 px" in printed(plan)  # 16 of 4, 8, 9, 16, 18 and 36 tokens
+    assert plan.model.kept_ratio == pytest.approx(28 / 3 / 32)
+
+
+def test_every_choice_of_budgets_is_timed_once(config: RunConfig) -> None:
+    batch = Batch(torch.zeros(1), [SampleKey(0, 0)], num_clips=1)
+    counts = []
+    for kind, per_step in (("classification", 0), ("classification", 2), ("masked", 0)):
+        learned = ObjectiveConfig(
+            kind=kind, budgets=(8, 4, 2), budgets_per_step=per_step, mask="random"
+        )
+        chosen = choices_of_budgets(replace(config, objective=learned), batch)
+        counts.append(len({one.number for one in chosen}))
+    assert counts == [1, 3, 3]
+    assert choices_of_budgets(config, batch) == [batch]
 
 
 def test_a_plan_and_a_checkup_of_a_store(config: RunConfig, listing: Path, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from onereel.build.selection import (
     build_picker,
     build_selector,
     frames_read,
+    train_grids,
     train_shapes,
 )
 
@@ -69,5 +70,6 @@ __all__ = [
     "num_threads",
     "num_workers",
     "split_held_out",
+    "train_grids",
     "train_shapes",
 ]

@@ -11,7 +11,7 @@ from onereel.config import RunConfig
 from onereel.data.annotations import Annotations
 from onereel.doctor.caching import caching_advice
 from onereel.doctor.measure import DecodeRate, measure_decode
-from onereel.doctor.planning import Plan, plan_run, video_folder
+from onereel.doctor.planning import Plan, plan_run, video_folder, with_typical_clips
 from onereel.doctor.system import SystemReport, system_report
 
 __all__ = ["DoctorReport", "Plan", "SystemReport", "plan_run", "run_doctor", "system_report"]
@@ -46,8 +46,8 @@ def run_doctor(
     Args:
         store: chunk store to read from.
         list: annotation list of the clips; default: every video of the store.
-        config: whose clips are read (frames, size, crop), and whose cache is judged where something is frozen;
-            default: 16 frames of 224 x 224.
+        config: whose clips are read (frames, size, crop; of flexible sampling the middle shape), and whose cache is
+            judged where something is frozen; default: 16 frames of 224 x 224.
         folder: where the disk is measured if neither store nor list is given.
 
     Raises DataError where the folder, the store or the list is not there, or no clip can be read.
@@ -57,7 +57,7 @@ def run_doctor(
     config = config or RunConfig()
     config = replace(config, data=replace(config.data, store=store, train=list))
     annotations = build.build_annotations(config, list) if list else _all_videos(store)
-    dataset = build.build_dataset(config, annotations, None, training=True)
+    dataset = build.build_dataset(with_typical_clips(config), annotations, None, training=True)
     system = system_report(video_folder(config, annotations))
     decode = measure_decode(dataset, repeats=config.data.repeats)
     if config.model.frozen == "none":

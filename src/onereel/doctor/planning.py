@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
@@ -31,6 +33,7 @@ from onereel.doctor.system import cuda_devices, describe_disk
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.efficiency import TrainingSpeed, measure_training
 from onereel.models.dual_encoder import DualEncoder
+from onereel.objectives.base import draw_budgets
 from onereel.teaching import load_teacher
 from onereel.training import on_devices, pick_device
 from onereel.types import Batch, SampleKey
@@ -118,6 +121,12 @@ class Plan:
                 f"note: timed on {self.model.batch_size} clips, not train.batch_size_per_device = "
                 f"{self.config.train.batch_size_per_device}, which would take too long or too much memory"
             )
+        if self.config.data.is_flexible:
+            typical = with_typical_clips(self.config).data
+            yield (
+                f"note: measured on clips of {typical.num_frames} frames of {typical.size} px, the middle of the "
+                "shapes that training draws"
+            )
         if self.io_share is not None:
             holds = "holds" if self.io_share <= 1 else "fails"
             yield (
@@ -146,7 +155,7 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
     if not config.data.train:
         raise ConfigError("a plan needs the training list: --data.train LIST")
     annotations = build.build_annotations(config, config.data.train)
-    dataset = build.build_dataset(config, annotations, None, training=True)
+    dataset = build.build_dataset(with_typical_clips(config), annotations, None, training=True)
     device = pick_device(config.train.device)
     num_devices = num_devices or _num_devices(config)
     disk = measure_disk(video_folder(config, annotations))
@@ -177,6 +186,24 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
     )
     plan = _conclude(config, str(device), disk, decode, speed, rates, work, dataset)
     return replace(plan, caching=_caching(config, objective, len(dataset)))
+
+
+def with_typical_clips(config: RunConfig) -> RunConfig:
+    """`config` with clips of one shape: of those of flexible sampling, that whose tokens are nearest to their mean."""
+    if not config.data.is_flexible:
+        return config
+    counts = [grid.num_tokens for grid in build.train_grids(config)]
+    distances = [abs(count - mean(counts)) for count in counts]
+    shape = build.train_shapes(config)[distances.index(min(distances))]
+    data = replace(
+        config.data,
+        num_frames=shape.num_frames,
+        size=shape.size,
+        num_frames_choices=(),
+        size_choices=(),
+        token_window=(0, 0),
+    )
+    return replace(config, data=data)
 
 
 def _caching(config: RunConfig, objective: nn.Module, num_samples: int) -> str:
@@ -223,29 +250,65 @@ def _conclude(
 def measure_objective(config: RunConfig, objective: nn.Module, clips: Tensor) -> TrainingSpeed:
     """Time training steps on `clips`, repeated to the batch of `config`, or to fewer where that is too much.
 
+    Where steps draw from objective.budgets, the mean over all choices.
+
     Raises ConfigError where not even one clip fits into memory.
     """
     wanted, precision = config.train.batch_size_per_device, config.train.precision
 
-    def measure(size: int, repeats: int) -> TrainingSpeed:
+    def batch_of(size: int) -> Batch:
         repeated = clips[torch.arange(size, device=clips.device) % len(clips)]
         labels = torch.zeros(size, dtype=torch.long, device=clips.device)
         keys = [SampleKey(0, index) for index in range(size)]
-        batch = Batch(repeated, keys, labels=labels, num_clips=size)
-        return measure_training(objective, batch, precision=precision, repeats=repeats)
+        return Batch(repeated, keys, labels=labels, num_clips=size)
+
+    def measure(size: int) -> TrainingSpeed:
+        batches = choices_of_budgets(config, batch_of(size))
+        return _mean_speed(
+            [measure_training(objective, one, precision=precision) for one in batches]
+        )
 
     size, fits = 1, 0
     try:
         while size > fits:  # grow towards the batch for as long as a step stays short
-            seconds = measure(size, repeats=1).latency_seconds
+            short = measure_training(objective, batch_of(size), precision=precision, repeats=1)
+            seconds = short.latency_seconds
             size, fits = max(size, min(wanted, int(size * STEP_SECONDS / seconds))), size
-        return measure(size, repeats=3)
+        return measure(size)
     except torch.OutOfMemoryError:
         if fits:
-            return measure(fits, repeats=3)
+            return measure(fits)
     raise ConfigError(
         "not even one clip fits into the device's memory: use --model.checkpointing, a smaller model, fewer "
         "tokens (--tokens.kind) or a smaller --data.size"
+    )
+
+
+def choices_of_budgets(config: RunConfig, batch: Batch) -> list[Batch]:
+    """`batch` as micro-batches of an epoch of which each draws another choice of budgets, every one that there is."""
+    learned = config.objective
+    at_once = learned.kind in ("classification", "distillation")
+    count = learned.budgets_per_step or (len(learned.budgets) if at_once else 1)
+    if count >= len(learned.budgets):
+        return [batch]
+    found: dict[tuple[int, ...], Batch] = {}
+    while len(found) < math.comb(len(learned.budgets), count):
+        found.setdefault(draw_budgets(learned.budgets, count, batch, config.seed), batch)
+        batch = replace(batch, number=batch.number + 1)
+    return list(found.values())
+
+
+def _mean_speed(speeds: Sequence[TrainingSpeed]) -> TrainingSpeed:
+    """Of steps that are equally frequent."""
+    seconds = mean(speed.latency_seconds for speed in speeds)
+    peaks = [speed.peak_memory_bytes for speed in speeds if speed.peak_memory_bytes is not None]
+    return replace(
+        speeds[0],
+        clips_per_second=speeds[0].batch_size / seconds,
+        latency_seconds=seconds,
+        kept_ratio=mean(speed.kept_ratio for speed in speeds),
+        flops_per_clip=mean(speed.flops_per_clip for speed in speeds),
+        peak_memory_bytes=max(peaks, default=None),
     )
 
 
