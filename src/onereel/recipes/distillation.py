@@ -70,7 +70,7 @@ def actions_distill() -> RunConfig:
     """A small ViT learns a frozen teacher's features on a few hundred clips, without labels.
 
     The teacher is asked about twelve views of each clip, and what it says is kept: 0.07 MB a view from a model of the
-    same size. All tokens: of half of them models of this size learn the same in hardly less time.
+    same size. All tokens are learned from; whether half of them would do was not compared on equal terms.
     Then fine-tune: onereel train actions --model.pretrained RUN --optim.lr 3e-4. Scores and times: docs/results.md.
     Command: onereel train actions_distill --data.train train.csv --data.store STORE --distill.teacher TEACHER
     """
