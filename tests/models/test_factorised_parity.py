@@ -204,6 +204,19 @@ def test_multiply_adds_are_those_of_the_clips_at_hand(num_frames: int) -> None:
     assert counter.get_total_flops() == 2 * model.macs(output.lengths, output.grid)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_clips_of_other_lengths_cost_what_they_cost_a_model_made_for_them(frozen: bool) -> None:
+    """A budget below all tokens too, whose tokens lie in more or fewer frames than the model's own."""
+    model = on_meta("base", 32)
+    for num_frames in (16, 64):
+        other = on_meta("base", num_frames)
+        model.encoder.frozen = other.encoder.frozen = frozen
+        grid = other.encoder.grid
+        for count in (grid.num_tokens, 1001, 5):
+            assert model.macs((count,), grid) == other.macs((count,))
+            assert model.step_macs((count,), 2, grid) == other.step_macs((count,), 2)
+
+
 def test_a_frozen_step_costs_a_third_and_a_cached_one_next_to_nothing() -> None:
     full = on_meta("base", 32)
     assert isinstance(full.encoder, FactorisedEncoder)

@@ -104,15 +104,13 @@ class VideoModel(nn.Module):
     def _output(
         self, features: Packed, tokens: Packed, heads: Sequence[Head], generators: Generators
     ) -> Output:
-        """With a head for each clip."""
+        """With a head for each clip, so that what it gets does not depend on its company."""
         said = {}
         for head in dict.fromkeys(heads):
             pooled = head.pooled(features)
             said[head] = pooled, head.logits(pooled, derived_generators(generators, "dropout"))
         pooled, logits = said[heads[0]]
-        if (
-            len(said) > 1
-        ):  # clips with different numbers of tokens, which must not depend on their company
+        if len(said) > 1:
             pooled, logits = (
                 torch.stack([said[head][part][clip] for clip, head in enumerate(heads)])
                 for part in (0, 1)
