@@ -237,6 +237,24 @@ def test_run_length_in_the_loader_meets_flexible_clips_and_a_token_cap(
         ({"tokens": {"kind": "all"}}, "doesn't rank"),
         (
             {
+                "data": {"num_frames_choices": (4,), "size_choices": (32,), "token_window": (0, 0)},
+                "objective": {"budgets": (64, 32, 16)},
+            },
+            "begin with 64 and 32 tokens, and clips have 32 at most",
+        ),
+        (
+            {
+                "objective": {
+                    "kind": "masked",
+                    "mask": "random",
+                    "budgets": (32, 4),
+                    "budgets_per_step": 0,
+                }
+            },
+            "shows none of the 4 tokens",
+        ),
+        (
+            {
                 "data": {"token_window": (0, 64)},
                 "objective": {"budgets": (), "budgets_per_step": 0},
             },

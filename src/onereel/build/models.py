@@ -142,8 +142,19 @@ def build_autoencoder(config: RunConfig) -> MaskedAutoencoder:
     if masking.kind == "random":
         grids = train_grids(config)
         given = grids if frames is None else [frames.given_grid(grid) for grid in grids]
-        masking.check_shows_some(min(_fewest_kept(selector, grid) for grid in given))
+        masking.check_shows_some(
+            min(
+                _fewest_kept(one, grid)
+                for grid in given
+                for one in _selectors(config, selector, grid)
+            )
+        )
     return MaskedAutoencoder(encoder, decoder, selector, masking, frames)
+
+
+def _selectors(config: RunConfig, selector: Selector, grid: TubeletGrid) -> list[Selector]:
+    """What may select the tokens of a clip of `grid`: `selector`, and in training itself at each budget."""
+    return [selector, *(at_budget(selector, budget, grid) for budget in config.objective.budgets)]
 
 
 def _fewest_kept(selector: Selector, grid: TubeletGrid) -> int:
@@ -233,13 +244,19 @@ def build_trainee(
 
 def check_train_clips(config: RunConfig, selector: Selector) -> None:
     """Raise ConfigError, before anything is read, where budget or selector don't fit a clip that training may meet."""
-    budgets = config.objective.budgets
+    budgets, grids = config.objective.budgets, train_grids(config)
+    most = max(grid.num_tokens for grid in grids)
+    if len(budgets) > 1 and budgets[1] >= most:
+        raise ConfigError(
+            f"objective.budgets begin with {budgets[0]} and {budgets[1]} tokens, and clips have {most} at most, so "
+            "both keep all: leave out the first, or give longer or larger clips"
+        )
     if config.objective.kind == "distillation":
         pool = config.distill.pool_budget
         # The teacher's attention chooses among all tokens, or among those of the pool.
         by_attention = config.distill.choose == "attention"
         budgets = (*(() if by_attention else budgets), *((pool,) if pool else ()))
-    for grid in train_grids(config):
+    for grid in grids:
         for budget in budgets:
             at_budget(selector, budget, grid).num_kept(grid)
         if config.data.is_flexible and not budgets:
