@@ -385,6 +385,23 @@ def test_the_first_stage_shares_clips_and_model(videos: Path, recipe: str) -> No
     assert stages(config) == [first, config]
 
 
+def test_weights_to_start_from_are_those_of_the_first_stage(
+    videos: Path, recipe: str, tmp_path: Path, first_run: Path
+) -> None:
+    config, run = second(recipe), tmp_path / "run"
+    config = replace(
+        config, model=replace(config.model, pretrained=str(first_run), image_class_token=False)
+    )
+    assert not first_stage(config).model.image_class_token
+    onereel.train(config, data=str(videos / "train.csv"), out=run)
+    by_hand = tmp_path / "by hand"
+    onereel.train(first_stage(config), data=str(videos / "train.csv"), out=by_hand)
+    assert losses(by_hand) == losses(run / "first")
+    own = latest_valid(run)[1]["model"]
+    first = latest_valid(run / "first")[1]["model"]
+    assert all(torch.equal(own[n], first[n]) for n in own if ".spatial." in n)
+
+
 # ------------------------------------------------------------------------------------------------ two processes
 
 OPTIONS = shlex.split(

@@ -260,16 +260,14 @@ def _start(
 
     That run is as it was begun, where the one `resumed` has come so far.
     """
-    if config.model.pretrained:
-        load_encoder(model, config, class_names)
-    elif (
-        config.model.frozen != "none" and not (config.after or config.model.backbone) and is_main()
-    ):
-        logger.warning(
-            "model.frozen is %s, and what is frozen stays as it was drawn at random: give --model.pretrained",
-            config.model.frozen,
-        )
     if not config.after:
+        if config.model.pretrained:
+            load_encoder(model, config, class_names)
+        elif config.model.frozen != "none" and not config.model.backbone and is_main():
+            logger.warning(
+                "model.frozen is %s, and what is frozen stays as it was drawn at random: give --model.pretrained",
+                config.model.frozen,
+            )
         return None
     if resumed is not None and holds_run(resumed / FIRST):
         first = read_config(resumed / FIRST)

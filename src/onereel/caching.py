@@ -212,7 +212,7 @@ class _Maker:
         self.dtype = compute_dtype(config.train.precision, world.device)
 
     def make(self, view: int) -> None:
-        """Read, encode and write what view `view` lacks; nothing of it is done twice."""
+        """Read, encode and write view `view`, from the first batch on that lacks something."""
         start = time.perf_counter()
         done = self.cache.done(view)
         first = self._first_missing(view, done)

@@ -229,6 +229,19 @@ def test_a_frozen_step_costs_a_third_and_a_cached_one_next_to_nothing() -> None:
     assert step / full.step_macs((16,), 2, from_frames=True) == pytest.approx(590, rel=0.02)
 
 
+@pytest.mark.parametrize(("num_frames", "share"), [(32, 0.584), (64, 0.459), (128, 0.397)])
+def test_both_stages_cost_what_was_derived(num_frames: int, share: float) -> None:
+    """8 frames in full, then more with the spatial half frozen, over these in full, for equal epochs."""
+    first, second = on_meta("base", 8), on_meta("base", num_frames)
+    assert isinstance(second.encoder, FactorisedEncoder)
+    few, many = ((model.encoder.grid.num_tokens,) for model in (first, second))
+    full = second.step_macs(many, 2)
+    second.encoder.frozen = True
+    assert (first.step_macs(few, 2) + second.step_macs(many, 2)) / full == pytest.approx(
+        share, abs=1e-3
+    )
+
+
 def test_contradictory_settings_are_refused() -> None:
     for options, match in (
         ({"frozen": "spatial"}, "model.frozen is 'spatial'.*temporal_depth"),
@@ -240,5 +253,5 @@ def test_contradictory_settings_are_refused() -> None:
             ModelConfig(**options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="there are no weights"):
         RunConfig(model=ModelConfig(temporal_depth=4, temporal_init="random"))
-    with pytest.raises(ConfigError, match="one of"):
-        RunConfig(after="actions_fe", model=ModelConfig(pretrained="x"))
+    with pytest.raises(ConfigError, match="no blocks are taken"):
+        RunConfig(model=ModelConfig(temporal_depth=4, pretrained="x", temporal_blocks="first"))

@@ -29,7 +29,8 @@ class RunConfig:
     recipe: str = ""
     """The recipe this configuration came from."""
     after: str = ""
-    """A recipe that is trained first, into RUN/first, on the same clips; this run starts from its weights."""
+    """A recipe that is trained first, into RUN/first, on the same clips; this run starts from its weights. With
+    model.pretrained that one starts from these."""
     seed: int = 0
     """What all randomness of the run derives from."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -69,11 +70,6 @@ class RunConfig:
 
     def _check_start(self) -> None:
         model = self.model
-        if self.after and model.pretrained:
-            raise ConfigError(
-                f"after is {self.after!r} and model.pretrained {model.pretrained!r}, but a run starts from one of "
-                "them: set the other to ''"
-            )
         if self.after and self.objective.kind != "classification":
             raise ConfigError(
                 f"after is for classification, and objective.kind is {self.objective.kind!r}: train {self.after} on "
@@ -84,6 +80,11 @@ class RunConfig:
                 raise ConfigError(
                     f"model.{name} is set, but there are no weights: give --model.pretrained"
                 )
+        if model.temporal_blocks != "even" and model.temporal_init in ("", "random"):
+            raise ConfigError(
+                f"model.temporal_blocks is {model.temporal_blocks!r}, but no blocks are taken: give "
+                "--model.temporal-init WEIGHTS, or leave it at 'even'"
+            )
         if model.temporal_init and self.objective.kind != "classification":
             raise ConfigError(
                 f"model.temporal_init is for classification, and objective.kind is {self.objective.kind!r}: "

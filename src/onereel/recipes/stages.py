@@ -23,6 +23,9 @@ SHARED = {
 scale of their pixels, and what both models must have alike. Frames per clip, tokens, optimiser and epochs are each
 run's own."""
 
+START = ("pretrained", "inflation", "image_class_token")
+"""And where it starts, if the second says so."""
+
 
 def stages(config: RunConfig) -> list[RunConfig]:
     """The runs of a recipe in their order, `config` last."""
@@ -39,4 +42,7 @@ def first_stage(config: RunConfig) -> RunConfig:
         )
         for section, names in SHARED.items()
     }
+    if config.model.pretrained:
+        start = {name: getattr(config.model, name) for name in START}
+        sections["model"] = replace(sections["model"], **start)
     return replace(first, seed=config.seed, **sections)
