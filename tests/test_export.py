@@ -172,6 +172,14 @@ def test_frame_selection_is_refused() -> None:
         export.FixedShapes(model)
 
 
+def test_a_factorised_encoder_is_refused() -> None:
+    import onereel
+
+    model = onereel.create_model("vit_micro_patch16_32", 3, num_frames=4, temporal_depth=2)
+    with pytest.raises(ConfigError, match=r"cannot be exported: .*model\.temporal_depth 0"):
+        export.FixedShapes(model)
+
+
 def test_the_verb_exports_checks_and_fails_where_logits_differ(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,7 +84,10 @@ class FixedShapes(nn.Module):
         super().__init__()
         model = copy.deepcopy(model).eval().float().cpu()
         if isinstance(model.encoder, FactorisedEncoder):
-            raise ConfigError("a factorised encoder (model.temporal_depth) cannot be exported")
+            raise ConfigError(
+                "a factorised encoder (model.temporal_depth above 0) cannot be exported: answer with it by onereel "
+                "predict or onereel.load, or export a model over space and time at once (model.temporal_depth 0)"
+            )
         self.encoder, self.selector = model.encoder, model.selector
         self.grid = grid or model.encoder.grid
         self.num_kept = fixed_count(model, self.grid)
