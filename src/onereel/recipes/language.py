@@ -25,18 +25,22 @@ def language_demo() -> RunConfig:
     Command: onereel train language_demo --data.train train.csv --data.val val.csv --data.store STORE
     """
     return RunConfig(
-        # Nearly square crops, like that of the test: squeezing would turn squares into other shapes.
+        # Nearly square crops of nearly the whole height, like that of the test: squeezing would turn squares into other
+        # shapes, and smaller crops leave out where things move to.
         data=DataConfig(
-            num_frames=8, size=96, crop_scale=(0.6, 0.75), crop_ratio=(0.9, 1.1), num_workers=1
+            num_frames=8, size=128, crop_scale=(0.68, 0.75), crop_ratio=(0.95, 1.05), num_workers=1
         ),
         augment=AugmentConfig(hflip_prob=0.0),
-        model=ModelConfig(name="vit_micro_patch12_96", patch_norm=True),
+        model=ModelConfig(name="vit_micro_patch16_128", patch_norm=True),
         text=TextConfig(size="micro", context_length=16, vocab_size=512, embed_dim=64),
         objective=ObjectiveConfig(kind="contrastive", mask_duplicates=True),
         optim=OptimConfig(
-            lr=2e-3, lr_batch_size=0, warmup_epochs=2, betas=(0.9, 0.98), clip_grad_norm=1.0
+            lr=1e-3, lr_batch_size=0, warmup_epochs=2, betas=(0.9, 0.98), clip_grad_norm=1.0
         ),
-        train=TrainConfig(epochs=32, batch_size_per_device=64, log_every=10, save_every=500),
+        # Reading takes a small part of one core, so training takes both.
+        train=TrainConfig(
+            epochs=20, batch_size_per_device=64, num_threads=2, log_every=10, save_every=500
+        ),
         eval=EvalConfig(batch_size_per_device=16),
     )
 
