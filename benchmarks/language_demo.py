@@ -4,9 +4,9 @@ The demo's narrated synthetic videos ("a red square moves right"), prepared as a
 held-out videos with 64 different captions, none of which occurs in training: the model must put together words and
 motions that it has seen apart. Dense tokens, run-length tokens, and as many random ones; same steps each.
 
-On the CPU one thread trains, and a second process reads: two cores. Claims about time are of CPU time there, which
-other programs don't lengthen: the training process's from list to result, or that of reading all its clips, whichever
-is more.
+Ten minutes on two cores are twenty core-minutes: on the CPU, claims about time are of CPU time, which does not count
+the wait for other programs: that of the training process on one thread, from list to result, plus that of reading all
+its clips.
 
     python benchmarks/language_demo.py --size full     two hours of video
     python benchmarks/language_demo.py                 ten minutes of video, a few epochs: too little for the claims
@@ -33,6 +33,7 @@ EPOCHS = {"small": 3, "full": 0}
 NUM_CAPTIONS = 64
 SHORT_SIDE = 144
 CLIPS_READ = 64
+TIME_GOAL = {"cpu": ("dense core-minutes", 20), "cuda": ("dense minutes", 10)}
 
 
 def write_lists(videos: Path) -> tuple[Path, Path]:
@@ -90,7 +91,7 @@ def one_run(
         "wall seconds": wall,
         "CPU seconds": cpu,
         "of reading": reading,
-        "seconds": wall if config.train.device == "cuda" else max(cpu, reading),
+        "seconds": wall if config.train.device == "cuda" else cpu + reading,
     }
 
 
@@ -114,9 +115,10 @@ def measure(size: str, device: str, out: Path) -> tuple[list[dict[str, Any]], li
     rows.append(one_run("random", configured("language_demo", tokens=random), lists, store, out))
     dense, run_length = rows[0], rows[1]
     metric = "text to video R@1"
+    what, limit = TIME_GOAL[device]
     return rows, [
         Claim("dense text to video R@1 (chance 0.016)", dense[metric], 0.7),
-        Claim("dense minutes", dense["seconds"] / 60, 10, at_most=True),
+        Claim(what, dense["seconds"] / 60, limit, at_most=True),
         Claim("run-length R@1 minus dense", run_length[metric] - dense[metric], -0.03),
         Claim(
             "run-length time over dense",
