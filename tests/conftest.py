@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,6 +28,35 @@ def _guard_state() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Indexes of raw videos go into the tests' own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@contextmanager
+def _dying(objective: type, call: int, error: type[BaseException]) -> Iterator[None]:
+    step, calls = objective.forward, []
+
+    def dies(self: Any, batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == call:
+            raise error
+        return step(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "forward", dies)
+        yield
+
+
+@pytest.fixture(scope="session")
+def dying() -> Callable[[type, int, type[BaseException]], AbstractContextManager[None]]:
+    """`with dying(SomeObjective, 6, KeyboardInterrupt):` its forward raises that at the sixth call."""
+    return _dying
 
 
 @pytest.fixture(scope="session")

@@ -61,13 +61,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def config_for(folder: Path, **model: Any) -> RunConfig:
     """Frames of 48 pixels, for a backbone that was trained on 32."""
     return RunConfig(

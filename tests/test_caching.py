@@ -78,13 +78,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def online(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(ONLINE, videos, tmp_path_factory.mktemp("runs") / "online")
@@ -271,21 +264,11 @@ def test_killed_while_features_are_made_and_resumed(
 
 
 def test_killed_in_training_and_resumed(
-    videos: Path, online: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, online: Path, tmp_path: Path, dying: Callable[..., Any]
 ) -> None:
-    run, step = tmp_path / "broken", ClassificationObjective.forward
-    calls: list[Any] = []
-
-    def dies(self: Any, batch: Any) -> Any:
-        calls.append(batch)
-        if len(calls) == 6:
-            raise PowerCutError
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ClassificationObjective, "forward", dies)
-        with pytest.raises(PowerCutError):
-            train(CACHED, videos, run)
+    run = tmp_path / "broken"
+    with dying(ClassificationObjective, 6, PowerCutError), pytest.raises(PowerCutError):
+        train(CACHED, videos, run)
     made = {path: path.stat().st_mtime_ns for path in (run / "features").iterdir()}
     api.resume(run)
     assert {path: path.stat().st_mtime_ns for path in (run / "features").iterdir()} == made

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,13 +96,6 @@ def distilled(videos: Path, student: RunConfig, tmp_path_factory: pytest.TempPat
     return run
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def losses(run: Path, kind: str = "train") -> list[float]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if line["kind"] == kind]
@@ -134,21 +128,14 @@ def test_interrupted_and_resumed_it_gives_the_same_losses(
     student: RunConfig,
     distilled: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    dying: Callable[..., Any],
 ) -> None:
-    run, step = tmp_path / "broken", DistillationObjective.forward
-    calls = []
-
-    def dies(self, batch):
-        calls.append(batch)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DistillationObjective, "forward", dies)
-        with pytest.raises((KeyboardInterrupt, RunInterrupted)):
-            onereel.train(student, data=str(videos / "paths.csv"), out=run)
+    run = tmp_path / "broken"
+    with (
+        dying(DistillationObjective, 6, KeyboardInterrupt),
+        pytest.raises((KeyboardInterrupt, RunInterrupted)),
+    ):
+        onereel.train(student, data=str(videos / "paths.csv"), out=run)
     assert len(losses(run)) == 5
     assert api.resume(run).step == 9
     assert losses(run) == losses(distilled)

@@ -76,13 +76,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def trained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "flux"
@@ -106,21 +99,14 @@ def test_a_run_logs_every_budgets_figures(trained: Path) -> None:
 
 
 def test_interrupted_and_resumed_it_is_the_same_to_the_bit(
-    videos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, trained: Path, tmp_path: Path, dying: Callable[..., Any]
 ) -> None:
     """Killed after step 7, of which step 6 was saved: shapes, budgets and weights go on as they would have."""
-    step, calls = MultiBudgetObjective.forward, []
-
-    def dies(self, batch):
-        calls.append(batch)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MultiBudgetObjective, "forward", dies)
-        with pytest.raises((KeyboardInterrupt, RunInterrupted)):
-            onereel.train(FLUX, data=str(videos / "labels.csv"), out=tmp_path / "run")
+    with (
+        dying(MultiBudgetObjective, 8, KeyboardInterrupt),
+        pytest.raises((KeyboardInterrupt, RunInterrupted)),
+    ):
+        onereel.train(FLUX, data=str(videos / "labels.csv"), out=tmp_path / "run")
     api.resume(tmp_path / "run")
     assert numbers(tmp_path / "run") == numbers(trained)
     ends = [load_checkpoint(list_checkpoints(r)[-1])["model"] for r in (tmp_path / "run", trained)]

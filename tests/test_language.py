@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pytest
@@ -49,14 +48,6 @@ TINY = RunConfig(
     train=TrainConfig(epochs=2, batch_size_per_device=2, accum_steps=2, log_every=1, save_every=1),
 )
 WORDS = ("red square", "blue disc", "green ring", "white cross")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

@@ -74,13 +74,6 @@ def config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     )
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def losses(run: Path) -> list[float]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if line["kind"] == "train"]

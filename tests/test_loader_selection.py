@@ -77,13 +77,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def outputs(config: RunConfig, videos: Path, epoch: int = 1) -> list[dict[str, Any]]:
     """What the objective says of each training batch of an epoch."""
     annotations = build.build_annotations(config, str(videos / "train.csv"))

@@ -62,13 +62,6 @@ def pretrained(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.fixture(autouse=True)
-def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def losses(run: Path, kind: str = "train") -> list[float]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if line["kind"] == kind]
@@ -95,22 +88,15 @@ def test_captions_and_labels_change_nothing(videos: Path, pretrained: Path, tmp_
 
 
 def test_interrupted_and_resumed_it_gives_the_same_losses(
-    videos: Path, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    videos: Path, pretrained: Path, tmp_path: Path, dying: Callable[..., Any]
 ) -> None:
     """Killed after step 5, of which step 4 was saved; the resumed run has the same bits."""
-    run, step = tmp_path / "broken", MaskedObjective.forward
-    calls = []
-
-    def dies(self, batch):
-        calls.append(batch)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MaskedObjective, "forward", dies)
-        with pytest.raises((KeyboardInterrupt, RunInterrupted)):
-            onereel.train(TINY, data=str(videos / "paths.csv"), out=run)
+    run = tmp_path / "broken"
+    with (
+        dying(MaskedObjective, 6, KeyboardInterrupt),
+        pytest.raises((KeyboardInterrupt, RunInterrupted)),
+    ):
+        onereel.train(TINY, data=str(videos / "paths.csv"), out=run)
     assert len(losses(run)) == 5
     assert api.resume(run).step == 9
     assert losses(run) == losses(pretrained)

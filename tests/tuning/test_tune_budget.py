@@ -52,10 +52,7 @@ SETTINGS = [(4, 32, 3), (4, 32, 8), (8, 32, 3), (8, 32, 8)]
 
 
 @pytest.fixture(autouse=True)
-def _private_cache(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def _few_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "NUM_TIMED", 4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -16,14 +17,12 @@ HEAD_STD = 0.02  # as timm
 NORM_EPS = 1e-6  # as in the encoder
 
 
-class Head(nn.Module):
-    """What turns the features of a clip's tokens into numbers, in two steps: pool, and a linear layer.
+class TokenPool(nn.Module):
+    """One feature per clip of the features of its tokens.
 
     Attributes:
-        feature_dim: F, width of the pooled feature.
+        feature_dim: F, width of that feature.
     """
-
-    fc: nn.Linear
 
     def __init__(self, embed_dim: int, pool: Pool) -> None:
         super().__init__()
@@ -32,15 +31,21 @@ class Head(nn.Module):
         self.feature_dim = embed_dim if self.pooler is None else self.pooler.out_dim
 
     def pooled(self, features: Packed) -> Tensor:
-        """One feature per clip, `(B, F)`, neither normalised nor projected: what budgets of a clip share."""
+        """`(B, F)`, neither normalised nor projected: what budgets of a clip share."""
         if self.pooler is not None:
             return self.pooler(features)
         assert self.pool != "attention"
         return pool_tokens(features, self.pool)
 
+
+class Head(TokenPool, ABC):
+    """What turns the features of a clip's tokens into numbers, in two steps: pool, and a linear layer."""
+
+    fc: nn.Linear
+
+    @abstractmethod
     def logits(self, pooled: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """`(B, num_classes)` of that, or an embedding; one CPU generator per clip for dropout in training."""
-        raise NotImplementedError
 
     def macs(self, lengths: Sequence[int]) -> int:
         """Multiply-adds for clips of `lengths` tokens, class tokens not counted."""

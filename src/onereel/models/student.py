@@ -18,7 +18,7 @@ from onereel.models.choosing import (
     rank_tokens,
     raster_order,
 )
-from onereel.models.heads import Head
+from onereel.models.heads import TokenPool
 from onereel.models.vit import VisionTransformer
 from onereel.tokens.packing import to_device
 from onereel.tokens.tubelets import clip_grid
@@ -71,7 +71,7 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.selector, self.frames = encoder, selector, frames
-        self.head = Head(encoder.embed_dim, encoder.pool)
+        self.head = TokenPool(encoder.embed_dim, encoder.pool)
         self.budgets, self.pool_budget, self.by_attention = (
             tuple(budgets),
             pool_budget,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onereel.models.blocks import Block
-from onereel.models.heads import BudgetHeads, Head, ProjectionHead
+from onereel.models.heads import BudgetHeads, ProjectionHead, TokenPool
 from onereel.models.pooling import pool_tokens
 from onereel.models.vit import VisionTransformer
 from onereel.tokens.packing import pack, pack_all, unpack
@@ -128,7 +129,7 @@ class View:
         return clips
 
 
-class Teacher(nn.Module):
+class Teacher(nn.Module, ABC):
     """A frozen model: no gradients, always in evaluation mode.
 
     Attributes:
@@ -189,6 +190,7 @@ class Teacher(nn.Module):
         by_number = dict(zip(sorted(set(layers)), found.layers, strict=True))
         return found._replace(layers=tuple(by_number[number] for number in layers))
 
+    @abstractmethod
     def see(
         self,
         clips: Tensor,
@@ -197,11 +199,10 @@ class Teacher(nn.Module):
         attention: bool,
     ) -> TeacherFeatures:
         """As `forward`, for blocks in rising order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def macs(self, batch_size: int, num_frames: int, size: int, num_shown: int = 0) -> int:
         """Multiply-adds of a forward of clips of this shape; `num_shown` tokens of each, or all."""
-        raise NotImplementedError
 
 
 class OwnTeacher(Teacher):
@@ -214,7 +215,7 @@ class OwnTeacher(Teacher):
     """
 
     def __init__(
-        self, encoder: VisionTransformer, head: Head | BudgetHeads | None, view: View
+        self, encoder: VisionTransformer, head: TokenPool | BudgetHeads | None, view: View
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.view = encoder, head, view
