@@ -1,4 +1,5 @@
-"""What freezing saves: steps of ViViT's factorised encoder, all of it, its spatial half frozen, and from features.
+"""What freezing saves: steps of ViViT's factorised encoder, all of it, its spatial half frozen, with each adapter, and
+from features.
 
 FE-B/16x2 on random clips of 8, 16 and 32 frames x 224x224: forward, backward and SGD with momentum, in turn on one
 machine in one dtype (bfloat16 on CUDA), by the CPU time of one thread, or by the wall clock on CUDA. A step from
@@ -26,6 +27,7 @@ from onereel.build import build_model, build_objective
 from onereel.config import RunConfig
 from onereel.evaluation.efficiency import synchronize
 from onereel.evaluation.inference import autocast
+from onereel.models.adapter import ADAPTERS
 from onereel.models.video_model import VideoModel
 from onereel.recipes import load_recipe
 from onereel.tokens.packing import cumulative_lengths
@@ -43,6 +45,9 @@ GMACS = {8: 70.86, 32: 283.34}
 """Of a forward pass with 400 classes, as counted of Scenic's model."""
 FROZEN_COMPUTE = 0.3345
 """Arithmetic of a frozen step over a full one: a forward of everything, a backward of a few thousandths."""
+FULL, CACHED = "full", "from features"
+FROZEN = {f"frozen, {adapter}": adapter for adapter in ADAPTERS}
+DEFAULT = "frozen, bottleneck"
 
 
 @dataclass
@@ -78,8 +83,10 @@ class Arm:
 def config_of(name: str, num_frames: int) -> RunConfig:
     config = load_recipe("sfa_ssv2_vitb_32f")
     model = replace(config.model, name="vit_base_patch16_224", keep_head=False, drop_path_rate=0.0)
-    if name == "full":
+    if name == FULL:
         model = replace(model, frozen="none", adapter="none")
+    elif name in FROZEN:
+        model = replace(model, adapter=FROZEN[name])
     data = replace(config.data, num_frames=num_frames, size=224)
     return replace(config, after="", data=data, model=model)
 
@@ -89,7 +96,7 @@ def make(name: str, num_frames: int, device: str) -> Arm:
     model = build_model(config, NUM_CLASSES)
     objective = build_objective(config, model).to(device).train()
     optimizer = create_optimizer(objective, config.optim)
-    given = features if name == "from features" else clips
+    given = features if name == CACHED else clips
     return Arm(name, num_frames, objective, optimizer, given(model, num_frames, device))
 
 
@@ -156,7 +163,7 @@ def row(arm: Arm, full: Arm) -> dict[str, Any]:
         "frames": arm.num_frames,
         "step": arm.name,
         "clips per step": arm.batch.num_clips,
-        "forward GMACs": "" if arm.name == "from features" else macs,
+        "forward GMACs": "" if arm.name == CACHED else macs,
         "seconds per clip": f"{arm.seconds_per_clip:.4g}",
         "time ratio": f"{arm.seconds_per_clip / full.seconds_per_clip:.4f}",
         "activations, MiB per clip": f"{arm.bytes_per_clip / MIB:.1f}",
@@ -166,16 +173,16 @@ def row(arm: Arm, full: Arm) -> dict[str, Any]:
 
 
 def claims(found: dict[tuple[str, int], Arm]) -> list[Claim]:
-    full, frozen, cached = (found[name, 32] for name in ("full", "frozen", "from features"))
+    full, frozen, cached = (found[name, 32] for name in (FULL, DEFAULT, CACHED))
     at_most = partial(Claim, at_most=True)
     made = [
         at_most(
-            "frozen with adapter, time over full, 32 frames",
+            f"{DEFAULT}, time over full, 32 frames",
             frozen.seconds_per_clip / full.seconds_per_clip,
             0.40,
         ),
         at_most(
-            "frozen with adapter, activations over full, 32 frames",
+            f"{DEFAULT}, activations over full, 32 frames",
             frozen.bytes_per_clip / full.bytes_per_clip,
             0.25,
         ),
@@ -186,7 +193,7 @@ def claims(found: dict[tuple[str, int], Arm]) -> list[Claim]:
         ),
     ]
     for num_frames, published in GMACS.items():
-        model = found["full", num_frames].objective.model
+        model = found[FULL, num_frames].objective.model
         macs = model.macs((model.encoder.grid.num_tokens,)) / 1e9
         name = f"multiply-adds off the published, {num_frames} frames"
         made.append(at_most(name, abs(macs / published - 1), 0.005))
@@ -198,7 +205,7 @@ def main() -> None:
     device, rows = options.device, []
     found: dict[tuple[str, int], Arm] = {}
     for num_frames in NUM_FRAMES:
-        arms = [make(name, num_frames, device) for name in ("full", "frozen", "from features")]
+        arms = [make(name, num_frames, device) for name in (FULL, *FROZEN, CACHED)]
         measure(arms, device, REPEATS[device][options.size])
         rows += [row(arm, arms[0]) for arm in arms]
         for arm in arms:

@@ -2,7 +2,8 @@
 
 actions5, 80 training clips. A small factorised encoder sees 16 frames: in full; and with its spatial half frozen, with
 or without adapter, its temporal half at random or from the 8-frame model of stage 1. The paper's last row changes the
-spatial weights with the temporal ones (image model or stage 1); here all eight combinations are run.
+spatial weights with the temporal ones (image model or stage 1); here all eight combinations are run. The other kinds of
+adapter stand beside the bottleneck in its rows III and V.
 
 No image weights are at hand: "image" is a ViT that learned the same labels on the same training clips from single
 tubelets (two neighbouring frames), from scratch. Stage 1 and full training start from it, too. "total seconds" has
@@ -24,6 +25,7 @@ from typing import Any
 from common import Claim, arguments, real_videos, report
 from onereel import api
 from onereel.config import EvalConfig, RunConfig
+from onereel.models.adapter import ADAPTERS
 from onereel.recipes import load_recipe
 
 EPOCHS = {"image": 50, "stage 1": 80, "full": 80, "frozen": 50}
@@ -42,6 +44,12 @@ CELLS = [
     for spatial in ("image", "8f")
     for temporal in ("random", "8f")
     for adapter in ("none", "bottleneck")
+]
+CELLS += [
+    (spatial, temporal, adapter)
+    for spatial, temporal in (("image", "random"), ("8f", "8f"))
+    for adapter in ADAPTERS
+    if adapter != "bottleneck"
 ]
 ROW_OF_TABLE_1 = {
     FULL: "–",

@@ -3,9 +3,9 @@
 A training step (forward, backward) of ViT-B/16 on 4 frames of 224x224, 785 tokens attended jointly: plain attention,
 SDPA, SDPA with checkpointing; and TimeSformer, the divided space-time encoder of `transformers`, same width and depth,
 with and without its checkpointing (AVION, arXiv 2309.16669, figure 4). Repeats are interleaved, and timed by the CPU
-time of one thread, or by the wall clock on CUDA; memory per clip is how much another clip adds to the peak of a process
-that does nothing else. Then a contrastive step of both towers at a fixed micro-batch: its peak must not grow with the
-batch.
+time of one thread, or by the wall clock on CUDA. Memory is the tensors that a step needs at once beyond weights and
+clips, as PyTorch counts them, and memory per clip what another clip adds to that. Then a contrastive step of both
+towers at a fixed micro-batch: its peak must not grow with the batch.
 
     python benchmarks/language.py --device cuda --size full      batches from 16 to the largest that fits
 """
@@ -13,17 +13,15 @@ batch.
 from __future__ import annotations
 
 import gc
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common import Claim, arguments, clock_of, report
+from common import Claim, arguments, clock_of, peak_bytes, report
 from onereel import build
 from onereel.config import (
     DataConfig,
@@ -54,7 +52,7 @@ OURS = {
     "SDPA, checkpointing": {"checkpointing": True},
 }
 THEIRS = {"TimeSformer": False, "TimeSformer, checkpointing": True}
-BATCHES = {"cpu": {"small": (1, 2), "full": (2, 4)}, "cuda": {"small": (16, 32), "full": (16, 64)}}
+BATCHES = {"cpu": {"small": (2, 4), "full": (4, 8)}, "cuda": {"small": (16, 32), "full": (16, 64)}}
 REPEATS = {"small": 2, "full": 5}
 WORDS = ("a", "person", "opens", "the", "drawer", "cuts", "an", "onion", "washes", "hands")
 MICRO_BATCH = {"cpu": 4, "cuda": 64}
@@ -112,26 +110,13 @@ def random_clips(batch_size: int, device: str) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- memory
 
 
-def peak_of_step(name: str, batch_size: int, device: str) -> int:
-    """Peak bytes of a process that makes this contender and takes a step; to be run in one of its own."""
+def peaks_of_step(name: str, batch_sizes: tuple[int, ...], device: str) -> list[int]:
+    """Bytes that a step of each batch needs at once."""
     model, loss = make(name, device)
-    step(model, loss, random_clips(batch_size, device))
-    return peak(device)
-
-
-def peak(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    # Not getrusage's ru_maxrss, which a process inherits from the one that starts it.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
-def alone(function: Callable[..., int], *arguments: Any) -> int:
-    """What `function` answers in a fresh process, whose memory nobody has used before."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(function, *arguments).result()
+    return [
+        peak_bytes(partial(step, model, loss, random_clips(batch_size, device)), device)
+        for batch_size in batch_sizes
+    ]
 
 
 def largest_batch(name: str, device: str) -> int:
@@ -139,7 +124,7 @@ def largest_batch(name: str, device: str) -> int:
     batch_size = 16
     while True:
         try:
-            peak_of_step(name, 2 * batch_size, device)
+            peaks_of_step(name, (2 * batch_size,), device)
         except torch.cuda.OutOfMemoryError:
             return batch_size
         finally:
@@ -190,7 +175,7 @@ class RandomPairs:
 
 
 def peak_of_coupled_step(batch_size: int, device: str) -> int:
-    """Peak bytes of a process that takes a contrastive step of `batch_size` clips in micro-batches."""
+    """Bytes that a contrastive step of `batch_size` clips in micro-batches needs at once."""
     micro, size = MICRO_BATCH[device], SIZE if device == "cuda" else 112
     config = RunConfig(
         data=DataConfig(num_frames=NUM_FRAMES, size=size),
@@ -215,8 +200,10 @@ def peak_of_coupled_step(batch_size: int, device: str) -> int:
     state = TrainState(objective, optimizer, None, Meter(target, 1.0), plan)
     augment = BatchAugment(config.augment, None, 0, training=True)
     take = TrainStep(objective, optimizer, lambda i: 0.0, augment, config, target)
-    take(state, plan.batches(loader, 0), StopRequest()).read()
-    return peak(device)
+    return peak_bytes(
+        lambda: take(state, plan.batches(loader, 0), StopRequest()).read(),
+        device,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- report
@@ -228,7 +215,7 @@ def measure(device: str, size: str) -> tuple[list[dict[str, Any]], list[Claim]]:
     seconds = seconds_per_clip(names, small, device, REPEATS[size])
     rows, memory = [], {}
     for name in names:
-        peaks = [alone(peak_of_step, name, batch, device) for batch in (small, large)]
+        peaks = peaks_of_step(name, (small, large), device)
         memory[name] = (peaks[1] - peaks[0]) / (large - small)
         row = {
             "encoder": name,
@@ -238,11 +225,11 @@ def measure(device: str, size: str) -> tuple[list[dict[str, Any]], list[Claim]]:
             "peak MiB": peaks[0] / MIB,
         }
         if device == "cuda" and size == "full":
-            row["largest batch"] = alone(largest_batch, name, device)
+            row["largest batch"] = largest_batch(name, device)
         rows.append(row)
     coupled = {}
     for batch in COUPLED_BATCHES[device][size]:
-        coupled[batch] = alone(peak_of_coupled_step, batch, device)
+        coupled[batch] = peak_of_coupled_step(batch, device)
         rows.append(
             {
                 "encoder": f"both towers, micro-batches of {MICRO_BATCH[device]}",

@@ -5,6 +5,7 @@ Processes are started by `torchrun --nproc-per-node N`; gloo joins them on CPU, 
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,9 @@ def distributed(device: str = "auto") -> Iterator[World]:
     if world_size == 1:
         yield World(0, 1, chosen)
         return
+    # Default arguments of this module are the process group that there is when it is first imported, as by DDP: the
+    # group's threads would then live on, and abort the interpreter as it ends.
+    importlib.import_module("torch.distributed.nn")
     if chosen.type == "cuda":
         dist.init_process_group("nccl", device_id=chosen)
     else:
