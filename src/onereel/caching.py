@@ -28,7 +28,7 @@ from onereel.objectives import DistillationObjective
 from onereel.seeding import clip_generators
 from onereel.tokens.packing import cumulative_lengths, to_device
 from onereel.training import World, compute_dtype, is_main, run_lock, run_on_main
-from onereel.types import Batch, FrameFeatures, SampleKey, TubeletGrid
+from onereel.types import Batch, FrameFeatures, SampleKey, TubeletGrid, YuvClips
 
 FOLDER = "features"
 """Of a run, where data.cache names no other."""
@@ -130,6 +130,7 @@ def _frame_encoder(config: RunConfig, model: VideoModel, world: World) -> Encode
 
     def encode(batch: Batch) -> FrameFeatures:
         batch = augment(batch, world.device)
+        assert not isinstance(batch.clips, YuvClips)  # augmentation has made pictures of them
         generators = clip_generators(config.seed, batch.keys)
         return model.frame_features(batch.clips, batch.scoring_clips, generators)
 

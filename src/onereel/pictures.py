@@ -10,6 +10,7 @@ import torch
 from onereel import build
 from onereel.config import RunConfig
 from onereel.data.dataset import ClipDataset, Sample
+from onereel.data.yuv import stacked, to_rgb
 from onereel.errors import DecodeError, OnereelError
 from onereel.evaluation.inference import autocast, evaluating
 from onereel.models.dual_encoder import DualEncoder
@@ -19,7 +20,7 @@ from onereel.report.examples import Reconstructed, write_examples, write_reconst
 from onereel.report.run_report import write_report
 from onereel.seeding import clip_generators
 from onereel.tokens.packing import kept_tokens
-from onereel.types import Batch, SampleKey, TubeletGrid
+from onereel.types import Batch, SampleKey, TubeletGrid, YuvClips
 
 logger = logging.getLogger(__name__)
 
@@ -51,13 +52,12 @@ def _write_pictures(
     samples = _example_samples(dataset)
     if not samples:
         return
-    batch = Batch(
-        torch.stack([s.clip for s in samples]), [s.key for s in samples], num_clips=len(samples)
-    )
+    read = stacked([sample.clip for sample in samples])
+    clips = list(to_rgb(read) if isinstance(read, YuvClips) else read)
+    batch = Batch(read, [sample.key for sample in samples], num_clips=len(samples))
     normalise = build.build_augment(config, None, training=False)
     batch = normalise(batch, next(objective.parameters()).device)
     captions = [_caption(dataset, sample) for sample in samples]
-    clips = [sample.clip for sample in samples]
     model = objective.model
     encoder = model.video.encoder if isinstance(model, DualEncoder) else model.encoder
     sizes = {"tubelet_size": encoder.tubelet_size, "patch_size": encoder.patch_size}
@@ -72,6 +72,7 @@ def _write_pictures(
         return
     video = model.video if isinstance(model, DualEncoder) else model
     assert isinstance(video, VideoModel)
+    assert not isinstance(batch.clips, YuvClips)  # augmentation has made pictures of them
     with evaluating(model), autocast(batch.clips.device, config.train.precision):
         kept = video.kept(batch.clips, generators=clip_generators(0, batch.keys))
     write_examples(run, clips, list(kept_tokens(kept)), captions, grid=kept.grid, **sizes)

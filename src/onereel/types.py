@@ -99,13 +99,79 @@ class SampleKey(NamedTuple):
         return self._replace(epoch=self.epoch % num_epochs) if num_epochs else self
 
 
+class YuvLayout(NamedTuple):
+    """How the pixels of a 4:2:0 clip lie, and what makes a picture of them.
+
+    Attributes:
+        height, width: of the box as coded (before rotation), both even.
+        color_space: AVColorSpace number; all but 1, 4, 7, 9, 10 count as BT.601.
+        full_range: whether values use all of 0..255.
+        rotation: clockwise turn that displays a frame upright: 0, 90, 180 or 270 degrees.
+        hflip: whether the upright picture is mirrored.
+    """
+
+    height: int
+    width: int
+    color_space: int
+    full_range: bool
+    rotation: int
+    hflip: bool
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.height * self.width * 3 // 2
+
+    def planes(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the pixels of F frames: brightness `(F, h, w)`, blue and red difference `(F, h/2, w/2)`."""
+        pixels, half = self.height * self.width, (self.height // 2, self.width // 2)
+        frames = values.view(-1, self.frame_bytes)
+        y, u, v = frames.split((pixels, pixels // 4, pixels // 4), dim=1)
+        return y.unflatten(1, (self.height, self.width)), u.unflatten(1, half), v.unflatten(1, half)
+
+
+@dataclass(frozen=True, slots=True)
+class YuvClips:
+    """Clips as they were decoded, to be coloured and scaled on the device (`data/yuv.py`).
+
+    Attributes:
+        values: uint8, clip after clip, frame after frame; of a frame brightness (h, w), then blue and red difference
+            (h/2, w/2) each (I420).
+        layouts: one per clip.
+        num_frames: T.
+        size: (height, width) that the clips will have.
+    """
+
+    values: Tensor
+    layouts: tuple[YuvLayout, ...]
+    num_frames: int
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        needed = self.num_frames * sum(layout.frame_bytes for layout in self.layouts)
+        if self.values.ndim != 1 or len(self.values) != needed:
+            raise ValueError(f"values must be uint8 ({needed},), not {tuple(self.values.shape)}")
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> YuvClips:
+        """The same on `device`."""
+        return replace(self, values=self.values.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> YuvClips:
+        """The same in page-locked memory; PyTorch's loader calls it."""
+        return replace(self, values=self.values.pin_memory())
+
+
 @dataclass(slots=True)
 class Batch:
     """What the loader hands to the objective. Not frozen: the device step replaces `clips`.
 
     Attributes:
         clips: uint8 `(B, T, C, H, W)` RGB from the loader; normalised float of the same shape after augmentation.
-            Where the loader selects tokens: the kept patches of these clips, uint8 and float likewise.
+            Where the loader selects tokens: the kept patches of these clips, uint8 and float likewise. Where clips
+            are scaled on the device: YuvClips from the loader.
         keys: one SampleKey per clip; randomness for a clip derives from it.
         labels: int64 `(B,)` class indices, or None.
         soft_labels: float32 `(B, num_classes)` after mixing, or None.
@@ -117,7 +183,7 @@ class Batch:
         number: of the micro-batch in its epoch, the same on all ranks; what a whole micro-batch shares is drawn by it.
     """
 
-    clips: Tensor | Packed
+    clips: Tensor | Packed | YuvClips
     keys: list[SampleKey]
     labels: Tensor | None = None
     soft_labels: Tensor | None = None

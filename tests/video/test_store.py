@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onereel.data.yuv import to_rgb
 from onereel.errors import DataError, DecodeError
 from onereel.types import ClipSpec, CropBox
 from onereel.video import manifest
@@ -79,6 +80,16 @@ def test_any_order_and_repeats(
 ) -> None:
     clip = store.read(ClipSpec("two.avi", tuple(frames), WHOLE, SIZE))
     assert [number_of(frame) for frame in clip] == frames
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 74), min_size=1, max_size=12))
+def test_clips_as_coded_have_the_same_frames(
+    store: ChunkStore, number_of: Callable[..., int], frames: list[int]
+) -> None:
+    clip = store.read_yuv(ClipSpec("two.avi", tuple(frames), WHOLE, SIZE))
+    assert (clip.num_frames, len(clip.layouts), clip.size) == (len(frames), 1, SIZE)
+    assert [number_of(frame) for frame in to_rgb(clip)[0]] == frames
 
 
 def test_pixels_are_those_of_a_full_decode_of_the_chunks(folder: Path, store: ChunkStore) -> None:

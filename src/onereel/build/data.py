@@ -84,6 +84,7 @@ def build_dataset(
         num_clips=1 if training else views.num_clips,
         num_crops=1 if training else views.num_crops,
         num_epochs=data.cache_views if training else 0,
+        scaling=data.scaling,
     )
 
 

@@ -57,6 +57,11 @@ class RunConfig:
         self._check_start()
         self._check_budgets()
         self._check_flexible()
+        if self.data.scaling == "device" and tokens.where == "loader":
+            raise ConfigError(
+                "tokens.where is 'loader', which selects tokens of finished clips, but data.scaling is 'device', which "
+                "finishes them there; set one of the two to the other's place"
+            )
         check_backbone(self)
         check_cache(self)
         self._check_distillation()

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from onereel.config import AugmentConfig
 from onereel.data.randaugment import MAX_MAGNITUDE, blend, gray, per_color, rand_augment
+from onereel.data.yuv import to_rgb
 from onereel.errors import ConfigError, DataError
 from onereel.seeding import numpy_generator
-from onereel.types import Batch, Packed, SampleKey
+from onereel.types import Batch, Packed, SampleKey, YuvClips
 
 # Random erasing: share of the area, and height over width (arXiv 1708.04896, section 3; timm's limits).
 ERASE_AREA = (0.02, 1 / 3)
@@ -68,8 +69,9 @@ class BatchAugment:
     clip looks the same on whatever rank and in whatever company; only its mixing partner is a clip of
     its batch, as `partner_distance` says. In testing, normalisation alone: exactly (x / 255 - mean) / std.
 
-    Where the loader selects tokens it has mirrored the clips too, and what is left is done on their kept patches:
-    normalisation and erasing, to the same values.
+    Clips that come as they were decoded are coloured and scaled before all that. Where the loader selects tokens it has
+    mirrored the clips too, and what is left is done on their kept patches: normalisation and erasing, to the same
+    values.
 
     Args:
         num_classes: for mixed labels; None where there are no classes, and then nothing may be mixed.
@@ -119,10 +121,13 @@ class BatchAugment:
             per_color(values, torch.device(device))
             for values in (self.config.mean, self.config.std)
         )
-        if isinstance(batch.clips, Packed):
-            batch.clips = self._patches(batch.clips.to(device, non_blocking=True), keys, mean, std)
+        clips = batch.clips.to(device, non_blocking=True)
+        if isinstance(clips, Packed):
+            batch.clips = self._patches(clips, keys, mean, std)
             return batch
-        clips = batch.clips.to(device, non_blocking=True).float().div_(255)
+        if isinstance(clips, YuvClips):
+            clips = to_rgb(clips)
+        clips = clips.float().div_(255)
         if self.training:
             mirror(clips, keys, self.config.hflip_prob, self.seed)
             self._rand_augment(clips, keys, mean)

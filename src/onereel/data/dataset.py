@@ -23,7 +23,8 @@ from onereel.data.relevancy import SentencePool
 from onereel.data.sampling import dense_frames, frame_span, segment_frames
 from onereel.errors import ConfigError, DataError, DecodeError, unknown_name
 from onereel.seeding import numpy_generator
-from onereel.types import ClipShape, ClipSpec, CropBox, SampleKey
+from onereel.types import ClipShape, ClipSpec, CropBox, SampleKey, YuvClips
+from onereel.video.planes import cut
 
 if TYPE_CHECKING:
     from onereel.video.library import VideoLibrary
@@ -34,10 +35,10 @@ CROPS = ("random-resized", "multi-scale", "center")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One clip: uint8 `(T, 3, H, W)` RGB, and what is known about it."""
+    """One clip: uint8 `(T, 3, H, W)` RGB, or as it was decoded; and what is known about it."""
 
     key: SampleKey
-    clip: Tensor
+    clip: Tensor | YuvClips
     label: int | None
     caption: str | None
 
@@ -56,6 +57,7 @@ class ClipReader:
         sentences: of a retrieval list, whose training clips are paired with any sentence that is relevant enough.
         num_clips, num_crops: views of each video in testing.
         num_epochs: epochs that draw anew; those that follow repeat them (0: all do).
+        scaling: as in DataConfig.
     """
 
     library: VideoLibrary
@@ -73,6 +75,7 @@ class ClipReader:
     num_clips: int = 1
     num_crops: int = 1
     num_epochs: int = 0
+    scaling: str = "loader"
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
@@ -107,22 +110,31 @@ class ClipReader:
     def read(self, record: Record, keys: Sequence[SampleKey]) -> list[Sample]:
         """The views `keys` of one record. Raises DecodeError.
 
-        In training all of them come from one decode of the area that holds every crop, and are cropped and resized
-        from it in uint8, which leaves each within rounding of its own read; a view that is alone, and every view in
-        testing, is read by its own spec.
+        In training all of them come from one decode of the area that holds every crop, and are cropped and (where the
+        loader scales) resized from it in uint8, which leaves each within rounding of its own read; a view that is
+        alone, and every view in testing, is read by its own spec.
         """
         specs = [self.spec(record, key) for key in keys]
+        clips: Sequence[Tensor | YuvClips]
         if self.training and len(specs) > 1:
-            box = union_box([spec.crop for spec in specs])
-            whole = replace(specs[0], crop=box, size=(box.height, box.width))
-            frames = _interleaved(self.library.read(whole))
-            clips = [_crop_and_resize(frames, box, spec) for spec in specs]
+            clips = self._read_together(specs)
+        elif self.scaling == "device":
+            clips = [self.library.read_yuv(spec) for spec in specs]
         else:
             clips = [self.library.read(spec) for spec in specs]
         label = self.label_id(record)
         return [
             Sample(key, clip, label, self.caption(record, key)) for key, clip in zip(keys, clips)
         ]
+
+    def _read_together(self, specs: Sequence[ClipSpec]) -> Sequence[Tensor | YuvClips]:
+        box = union_box([spec.crop for spec in specs])
+        whole = replace(specs[0], crop=box, size=(box.height, box.width))
+        if self.scaling == "device":
+            coded = self.library.read_yuv(whole)
+            return [cut(coded, box, spec.crop, spec.size) for spec in specs]
+        frames = _interleaved(self.library.read(whole))
+        return [_crop_and_resize(frames, box, spec) for spec in specs]
 
     def label_id(self, record: Record) -> int | None:
         """The number of the record's class, or None where labels are not wanted."""
@@ -186,6 +198,7 @@ class ClipDataset:
         num_clips: int = 1,
         num_crops: int = 1,
         num_epochs: int = 0,
+        scaling: Literal["loader", "device"] = "loader",
     ) -> None:
         if label_names is not None:
             annotations.check_labels(label_names)
@@ -207,6 +220,7 @@ class ClipDataset:
             num_clips=num_clips,
             num_crops=num_crops,
             num_epochs=num_epochs,
+            scaling=scaling,
         )
 
     def __len__(self) -> int:

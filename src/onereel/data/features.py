@@ -286,6 +286,7 @@ class FeatureSample(Sample):
         frames: int32 `(L,)`, the place in time of each.
     """
 
+    clip: Tensor
     frames: Tensor
 
 
@@ -319,12 +320,12 @@ class FeatureReader:
 
     def batch(self, samples: Sequence[Sample]) -> FrameFeatures:
         """The samples back to back, in memory of their own."""
-        frames = [sample.frames for sample in samples if isinstance(sample, FeatureSample)]
-        lengths = tuple(len(sample.clip) for sample in samples)
+        rows = [sample for sample in samples if isinstance(sample, FeatureSample)]
+        lengths = tuple(len(sample.frames) for sample in rows)
         coordinates = torch.zeros(sum(lengths), 3, dtype=torch.int64)
-        coordinates[:, 0] = torch.cat(frames)
+        coordinates[:, 0] = torch.cat([sample.frames for sample in rows])
         return FrameFeatures(
-            values=torch.cat([sample.clip for sample in samples]),
+            values=torch.cat([sample.clip for sample in rows]),
             lengths=lengths,
             cu_seqlens=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
             coordinates=coordinates,

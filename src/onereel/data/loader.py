@@ -22,8 +22,9 @@ from onereel.data.features import FeatureCache, FeatureReader
 from onereel.data.order import shuffled
 from onereel.data.shapes import FlexibleShapes
 from onereel.data.workers import main_hidden_from, worker_options
+from onereel.data.yuv import black, stacked
 from onereel.errors import ConfigError, DataError, DecodeError
-from onereel.types import Batch, ClipShape, Packed, SampleKey
+from onereel.types import Batch, ClipShape, Packed, SampleKey, YuvClips
 
 log = logging.getLogger("onereel")
 
@@ -52,7 +53,7 @@ class _Failure(NamedTuple):
 class _Loaded(NamedTuple):
     """What a worker sends: the fields of a Batch, and what failed."""
 
-    clips: Tensor | Packed
+    clips: Tensor | Packed | YuvClips
     labels: Tensor | None
     captions: list[str] | None
     keys: list[SampleKey]
@@ -338,11 +339,11 @@ class _BatchReader(Dataset):
             failures=failures,
         )
 
-    def _clips(self, samples: list[Sample]) -> Tensor | Packed:
+    def _clips(self, samples: list[Sample]) -> Tensor | Packed | YuvClips:
         if isinstance(self.reader, FeatureReader):
             return self.reader.batch(samples)
-        clips = torch.stack([sample.clip for sample in samples])
-        if self.pick is None:
+        clips = stacked([sample.clip for sample in samples])
+        if self.pick is None or isinstance(clips, YuvClips):
             return clips
         keys = [sample.key for sample in samples]
         mirror(clips, keys, self.hflip_prob, self.reader.seed)
@@ -353,7 +354,12 @@ def _blank(reader: ClipReader | FeatureReader, record: Record, keys: list[Sample
     """A black clip that keeps the shapes of a batch of which nothing could be read."""
     if isinstance(reader, FeatureReader):
         return reader.blank(record, keys)
-    clip = torch.zeros(reader.num_frames, 3, reader.size, reader.size, dtype=torch.uint8)
+    size = (reader.size, reader.size)
+    clip = (
+        black(reader.num_frames, size)
+        if reader.scaling == "device"
+        else torch.zeros(reader.num_frames, 3, *size, dtype=torch.uint8)
+    )
     return Sample(keys[0], clip, reader.label_id(record), record.caption)
 
 

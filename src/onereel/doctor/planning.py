@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from onereel import build
 from onereel.config import RunConfig
+from onereel.data.yuv import stacked
 from onereel.doctor.arithmetic import (
     Forecast,
     Rates,
@@ -324,7 +325,7 @@ def _example_clips(config: RunConfig, dataset: ClipDataset, device: torch.device
             last = error
     if not clips:
         raise DataError(f"none of the clips tried could be read; the last: {last}")
-    batch = Batch(torch.stack(clips), keys, num_clips=len(keys))
+    batch = Batch(stacked(clips), keys, num_clips=len(keys))
     shown = build.build_augment(config, None, training=False)(batch, device).clips
     assert isinstance(shown, Tensor)  # the loader's selection has no part in this
     return shown

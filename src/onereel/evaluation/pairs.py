@@ -21,7 +21,7 @@ from onereel.evaluation.retrieval import CaptionRetrieval
 from onereel.evaluation.text_tasks import Figures, task_texts, text_figures
 from onereel.files import write_atomically
 from onereel.seeding import clip_generators
-from onereel.types import Batch
+from onereel.types import Batch, YuvClips
 
 if TYPE_CHECKING:
     from onereel.data.annotations import Annotations
@@ -145,6 +145,7 @@ def embed_clips(
 
     def encode(batch: Batch) -> Tensor:
         batch = augment(batch, device)
+        assert not isinstance(batch.clips, YuvClips)  # augmentation has made pictures of them
         with autocast(device, precision):
             generators = clip_generators(seed, batch.keys)
             features, output = model.encode_video(batch.clips, batch.scoring_clips, generators)

@@ -20,6 +20,7 @@ from onereel.config import AugmentConfig
 from onereel.data.annotations import Annotations
 from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
+from onereel.data.yuv import stacked
 from onereel.errors import ConfigError, DecodeError
 from onereel.evaluation.classification import top_predictions
 from onereel.evaluation.efficiency import own_clock
@@ -192,7 +193,7 @@ def video_probabilities(
 
 
 def _read(dataset: ClipDataset, keys: list[SampleKey]) -> Batch:
-    clips = torch.stack([dataset[key].clip for key in keys])
+    clips = stacked([dataset[key].clip for key in keys])
     return Batch(clips=clips, keys=keys, num_clips=len(keys))
 
 

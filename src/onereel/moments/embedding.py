@@ -22,7 +22,7 @@ from onereel.models.dual_encoder import DualEncoder
 from onereel.moments.index import IndexFacts, MomentIndex, fingerprint
 from onereel.seeding import clip_generators
 from onereel.training import World, pick_device
-from onereel.types import Quarantined
+from onereel.types import Quarantined, YuvClips
 from onereel.video.library import VideoLibrary, open_library
 from onereel.video.sources import list_sources
 
@@ -163,6 +163,7 @@ def _embed_all(
             if not batch.num_clips:
                 continue
             batch = augment(batch, device)
+            assert not isinstance(batch.clips, YuvClips)  # augmentation has made pictures of them
             generators = clip_generators(config.seed, batch.keys)
             with autocast(device, config.train.precision):
                 features, _ = model.encode_video(batch.clips, batch.scoring_clips, generators)

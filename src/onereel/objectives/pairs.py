@@ -25,7 +25,7 @@ from onereel.objectives.base import (
 )
 from onereel.seeding import clip_generators, stable_seed
 from onereel.tokens.packing import to_device
-from onereel.types import Batch, FrameFeatures
+from onereel.types import Batch, FrameFeatures, YuvClips
 
 if TYPE_CHECKING:
     from onereel.models.dual_encoder import DualEncoder
@@ -163,6 +163,7 @@ class PairObjective(nn.Module):
                 f"each of the {len(batch.keys)} clips of a batch needs a caption; there are {given}. "
                 "Fill in the caption column of the list"
             )
+        assert not isinstance(batch.clips, YuvClips)  # augmentation has made pictures of them
         generators = clip_generators(self.seed, batch.keys)
         budget = one_budget(self, batch)
         video, output = self.model.encode_video(

@@ -6,19 +6,20 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 from torch import Tensor
 
 from onereel.errors import DecodeError
-from onereel.types import CropBox
+from onereel.types import CropBox, YuvClips
 from onereel.video.decode import VideoFile, check_request
 from onereel.video.index import PacketIndex, build_packet_index
 from onereel.video.packets import addressed_packets, check_unchanged, demuxed_packets
+from onereel.video.planes import YuvCanvas
 from onereel.video.scale import Canvas, ScalerCache
 from onereel.video.spans import Span, plan_spans, widen_span
 
@@ -27,6 +28,8 @@ _ATTEMPTS = 3  # key frames to try, each one earlier, before a frame counts as l
 # "explode": a damaged packet is an error, never a guess. "strict": frames of streams that do not say how far they are
 # reordered wait for one another as long as the standard allows, so that a skipped packet cannot cost another frame.
 _OPTIONS = {"err_detect": "explode", "strict": "strict"}
+
+AnyCanvas = TypeVar("AnyCanvas", Canvas, YuvCanvas)
 
 
 class FusedDecoder:
@@ -53,15 +56,43 @@ class FusedDecoder:
         size: tuple[int, int] | None,
     ) -> Tensor:
         """See `Decoder.read`."""
+
+        def canvas(index: PacketIndex) -> Canvas:
+            return Canvas(self._scalers, index, len(frame_indices), crop, size, self.direct)
+
+        return self._filled(canvas, source, frame_indices, crop).finish()
+
+    def read_yuv(
+        self,
+        source: VideoFile,
+        frame_indices: Sequence[int],
+        crop: CropBox,
+        size: tuple[int, int],
+    ) -> YuvClips:
+        """The same clip before it is coloured and scaled, which is left to the device (`data/yuv.py`)."""
+
+        def canvas(index: PacketIndex) -> YuvCanvas:
+            return YuvCanvas(index, len(frame_indices), crop, size, self.direct)
+
+        return self._filled(canvas, source, frame_indices, crop).finish()
+
+    def _filled(
+        self,
+        canvas_for: Callable[[PacketIndex], AnyCanvas],
+        source: VideoFile,
+        frame_indices: Sequence[int],
+        crop: CropBox | None,
+    ) -> AnyCanvas:
+        """The canvas with all frames drawn."""
         deadline = time.monotonic() + self.timeout_seconds
         index = source.index or build_packet_index(source.path, source.stream)
         check_request(source.path, index, frame_indices, crop)
-        canvas = Canvas(self._scalers, index, len(frame_indices), crop, size, self.direct)
+        canvas = canvas_for(index)
         clip = _Clip(source.path, index, canvas, deadline)
         with _opened(source.path, index) as file:
             for span in plan_spans(index, frame_indices):
                 self._draw(clip, span, file)
-        return canvas.finish()
+        return canvas
 
     def _draw(self, clip: _Clip, span: Span, file: int) -> None:
         """Decode a span onto the canvas; where its key frame does not start clean, from an earlier one."""
@@ -100,7 +131,7 @@ class _Clip:
 
     path: str
     index: PacketIndex
-    canvas: Canvas
+    canvas: Canvas | YuvCanvas
     deadline: float
 
     def decode(

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from onereel.types import ClipSpec, VideoInfo
+from onereel.types import ClipSpec, VideoInfo, YuvClips
 from onereel.video.raw import RawVideos
 
 __all__ = ["RawVideos", "VideoLibrary", "open_library"]
@@ -21,6 +21,10 @@ class VideoLibrary(Protocol):
 
     def read(self, spec: ClipSpec) -> Tensor:
         """The clip, uint8 `(T, 3, height, width)` RGB. Raises DecodeError where a frame cannot be read."""
+        ...
+
+    def read_yuv(self, spec: ClipSpec) -> YuvClips:
+        """The same clip as it was decoded, its box neither coloured nor scaled. Raises DecodeError likewise."""
         ...
 
     def __contains__(self, video: str) -> bool: ...

@@ -37,11 +37,17 @@ def check_unchanged(path: str, index: PacketIndex, status: os.stat_result) -> No
 
 def addressed_packets(path: str, file: int, index: PacketIndex, rows: list[int]) -> NumberedPackets:
     """Packets cut out of one read, without a copy. Raises DecodeError where the bytes are not those indexed."""
-    starts, sizes = index.position[rows].tolist(), index.size[rows].tolist()
+    first = rows[0]
+    between = slice(first, rows[-1] + 1)
+    positions, all_sizes = index.position[between].tolist(), index.size[between].tolist()
+    starts, sizes = (
+        [positions[row - first] for row in rows],
+        [all_sizes[row - first] for row in rows],
+    )
     begin = min(starts)
     length = max(map(add, starts, sizes)) - begin
     pieces: list[Any]  # PyAV takes any buffer, though its types say bytes
-    if length > _SMALL and length > _LARGEST_GAP * int(index.size[rows[0] : rows[-1] + 1].sum()):
+    if length > _SMALL and length > _LARGEST_GAP * sum(all_sizes):
         pieces = [_read(path, file, start, size)[:size] for start, size in zip(starts, sizes)]
     else:
         span = _read(path, file, begin, length)

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from onereel.errors import DecodeError
-from onereel.types import ClipSpec, VideoInfo
+from onereel.types import ClipSpec, VideoInfo, YuvClips
 from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
 from onereel.video.index import PacketIndex, build_packet_index
@@ -77,8 +77,14 @@ class RawVideos:
 
     def read(self, spec: ClipSpec) -> Tensor:
         """See `VideoLibrary.read`."""
-        source = VideoFile(self.path(spec.video), self.index(spec.video), self.stream)
-        return self.decoder.read(source, spec.frame_indices, spec.crop, spec.size)
+        return self.decoder.read(self._file(spec), spec.frame_indices, spec.crop, spec.size)
+
+    def read_yuv(self, spec: ClipSpec) -> YuvClips:
+        """See `VideoLibrary.read_yuv`."""
+        return self.decoder.read_yuv(self._file(spec), spec.frame_indices, spec.crop, spec.size)
+
+    def _file(self, spec: ClipSpec) -> VideoFile:
+        return VideoFile(self.path(spec.video), self.index(spec.video), self.stream)
 
     def index(self, video: str) -> PacketIndex:
         """The packet index of `video`: from memory, from the cache on disk, or made now."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onereel.types import CropBox
+from onereel.types import CropBox, YuvLayout
 from onereel.video.decode import finish
 from onereel.video.index import PacketIndex
 from onereel.video.swscale import (
@@ -24,7 +24,7 @@ from onereel.video.swscale import (
 _KEPT_SCALERS = 32
 
 
-def coded_box(index: PacketIndex, crop: CropBox | None) -> Box:
+def coded_box(index: PacketIndex | YuvLayout, crop: CropBox | None) -> Box:
     """The box of the coded frame that holds the pixels of `crop`, which speaks of the displayed frame."""
     if crop is None:
         return Box(0, 0, index.width, index.height)

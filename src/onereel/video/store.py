@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from onereel.errors import DataError, DecodeError
-from onereel.types import ClipSpec, VideoInfo
+from onereel.types import ClipSpec, VideoInfo, YuvClips
 from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
 from onereel.video.manifest import Rows
@@ -21,6 +22,8 @@ from onereel.video.marker import read_marker
 
 _KEPT_FILES = 256
 _KEPT_ENTRIES = 4096
+
+T = TypeVar("T")
 
 
 class _Entry(NamedTuple):
@@ -77,27 +80,43 @@ class ChunkStore:
 
     def read(self, spec: ClipSpec) -> Tensor:
         """See `VideoLibrary.read`: one read per chunk that the clip touches, all with the same crop."""
-        entry = self._entry(spec.video)
-        num_frames = entry.info.num_frames
-        frames = np.asarray(spec.frame_indices, np.int64)
-        outside = frames[(frames < 0) | (frames >= num_frames)]
-        if len(outside) or not len(frames):
-            reason = f"out of range: it has frames 0 to {num_frames - 1}"
-            raise DecodeError(spec.video, reason, int(outside[0]) if len(outside) else None)
-        chunks, local = np.divmod(frames, entry.chunk_frames)
-        if chunks[0] == chunks[-1] and (chunks == chunks[0]).all():
-            return self._read_chunk(entry.first_row + int(chunks[0]), local, spec)
-        clip = torch.empty((len(frames), 3, *spec.size), dtype=torch.uint8)
-        for chunk in np.unique(chunks).tolist():
-            wanted = np.flatnonzero(chunks == chunk)
-            part = self._read_chunk(entry.first_row + chunk, local[wanted], spec)
-            clip[torch.from_numpy(wanted)] = part
+        parts = self._parts(spec, self.decoder.read)
+        if len(parts) == 1:
+            return parts[0][1]
+        clip = torch.empty((len(spec.frame_indices), 3, *spec.size), dtype=torch.uint8)
+        for places, part in parts:
+            clip[places] = part
         return clip
 
-    def _read_chunk(self, row: int, frames: np.ndarray, spec: ClipSpec) -> Tensor:
+    def read_yuv(self, spec: ClipSpec) -> YuvClips:
+        """See `VideoLibrary.read_yuv`."""
+        parts = self._parts(spec, self.decoder.read_yuv)
+        whole, num_frames = parts[0][1], len(spec.frame_indices)
+        if len(parts) == 1:
+            return whole
+        frames = torch.empty((num_frames, whole.layouts[0].frame_bytes), dtype=torch.uint8)
+        for places, part in parts:
+            frames[places] = part.values.view(len(places), -1)
+        return replace(whole, values=frames.view(-1), num_frames=num_frames)
+
+    def _parts(self, spec: ClipSpec, read: Callable[..., T]) -> list[tuple[list[int], T]]:
+        """What `read` gives of each chunk that the clip touches, with its places in the clip."""
+        entry, frames = self._entry(spec.video), spec.frame_indices
+        last, length = entry.info.num_frames - 1, entry.chunk_frames
+        if not frames or min(frames) < 0 or max(frames) > last:
+            outside = next((frame for frame in frames if not 0 <= frame <= last), None)
+            raise DecodeError(spec.video, f"out of range: it has frames 0 to {last}", outside)
+        parts = []
+        for chunk in sorted({frame // length for frame in frames}):
+            places = [i for i, frame in enumerate(frames) if frame // length == chunk]
+            local = [frames[i] - chunk * length for i in places]
+            parts.append((places, self._read_chunk(entry.first_row + chunk, local, spec, read)))
+        return parts
+
+    def _read_chunk(self, row: int, frames: list[int], spec: ClipSpec, read: Callable[..., T]) -> T:
         source = self._file(row)
         try:
-            return self.decoder.read(source, frames.tolist(), spec.crop, spec.size)
+            return read(source, frames, spec.crop, spec.size)
         except DecodeError as error:
             raise self._with_remedy(row, error) from error
 

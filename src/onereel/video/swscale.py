@@ -162,6 +162,8 @@ def _declare(library: Any) -> Any:
         _Pointers,
         _Strides,
     ]
+    library.av_image_copy_plane.argtypes = [pointer, integer, pointer, integer, integer, integer]
+    library.av_image_copy_plane.restype = None
     library.sws_freeContext.argtypes = [pointer]
     library.sws_freeContext.restype = None
     return library

@@ -1,0 +1,123 @@
+"""From decoded frames to a clip that leaves the decoder as it was coded, for the device to colour and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from onereel.types import CropBox, YuvClips, YuvLayout
+from onereel.video.index import PacketIndex
+from onereel.video.scale import coded_box
+from onereel.video.swscale import DIRECT_FORMATS, FULL_RANGE, swscale
+
+BT601 = 5  # AVCOL_SPC_BT470BG
+
+
+class YuvCanvas:
+    """The clip in the making, as `scale.Canvas` is one of RGB.
+
+    4:2:0 frames of 8 bits are copied as they are. Others (and boxes that start at an odd pixel, as in a turned frame of
+    odd size) are converted to RGB, cut, and made 4:2:0.
+
+    Args:
+        index: of the video; gives size and rotation.
+        num_frames: T.
+        crop: pixels of the displayed frame.
+        size: (height, width) that the clip will have.
+        direct: whether to call FFmpeg's copy itself where it is found.
+    """
+
+    def __init__(
+        self,
+        index: PacketIndex,
+        num_frames: int,
+        crop: CropBox,
+        size: tuple[int, int],
+        direct: bool = True,
+    ) -> None:
+        self.rotation, self.hflip, self.size = index.rotation, crop.hflip, size
+        self.box = box = coded_box(index, crop)
+        self.frames = torch.empty((num_frames, box.height * box.width * 3 // 2), dtype=torch.uint8)
+        self.address, self.frame_bytes = self.frames.data_ptr(), self.frames.shape[1]
+        library = swscale() if direct else None
+        # FFmpeg's own (libavutil/imgutils.h), which the scaler's library brings along.
+        self.copy_plane = None if library is None else library.av_image_copy_plane
+        self.layout: YuvLayout | None = None
+        self.is_coded = True
+
+    def draw(self, places: list[int], frame: Any) -> None:
+        """Put a decoded frame into its places in the clip."""
+        if self.layout is None:
+            self._begin(frame)
+        first = places[0]
+        if not self.is_coded:
+            self.frames[first] = self._by_way_of_rgb(frame)
+        elif self.copy_plane is not None:
+            self._copy(self.copy_plane, frame, self.address + first * self.frame_bytes)
+        else:
+            self.frames[first] = _cut(frame, *self.box)
+        for place in places[1:]:
+            self.frames[place] = self.frames[first]
+
+    def finish(self) -> YuvClips:
+        """The clip, as coded."""
+        assert self.layout is not None  # a request names one frame at least
+        return YuvClips(self.frames.view(-1), (self.layout,), len(self.frames), self.size)
+
+    def _begin(self, frame: Any) -> None:
+        """Frames of one clip share their colours, so this is asked once per clip."""
+        box, name = self.box, frame.format.name
+        self.is_coded = name in DIRECT_FORMATS and not (box.left | box.top) & 1
+        space, full = BT601, True
+        if self.is_coded:
+            space = int(frame.colorspace)
+            full = DIRECT_FORMATS[name] or int(frame.color_range) == FULL_RANGE
+        self.layout = YuvLayout(box.height, box.width, space, full, self.rotation, self.hflip)
+
+    def _copy(self, copy: Callable[..., None], frame: Any, out: int) -> None:
+        left, top, width, height = self.box
+        for i, plane in enumerate(frame.planes):
+            if i == 1:
+                left, top, width, height = left >> 1, top >> 1, width >> 1, height >> 1
+            stride = plane.line_size
+            copy(out, width, plane.buffer_ptr + top * stride + left, stride, width, height)
+            out += width * height
+
+    def _by_way_of_rgb(self, frame: Any) -> Tensor:
+        left, top, width, height = self.box
+        rgb = frame.to_ndarray(format="rgb24", threads=1)[top : top + height, left : left + width]
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        coded = picture.reformat(
+            format="yuv420p", dst_colorspace=BT601, dst_color_range=FULL_RANGE, threads=1
+        )
+        return _cut(coded, 0, 0, width, height)
+
+
+def cut(clip: YuvClips, area: CropBox, crop: CropBox, size: tuple[int, int]) -> YuvClips:
+    """The pixels of `crop` out of one clip that shows `area`; both boxes speak of the displayed frame."""
+    (layout,) = clip.layouts
+    inside = CropBox(crop.top - area.top, crop.left - area.left, crop.height, crop.width)
+    left, top, width, height = coded_box(layout, inside)
+    parts = []
+    for i, plane in enumerate(layout.planes(clip.values)):
+        if i == 1:
+            left, top, width, height = left >> 1, top >> 1, width >> 1, height >> 1
+        parts.append(plane[:, top : top + height, left : left + width].flatten(1))
+    layout = layout._replace(height=2 * height, width=2 * width, hflip=crop.hflip)
+    return YuvClips(torch.cat(parts, dim=1).flatten(), (layout,), clip.num_frames, size)
+
+
+def _cut(frame: Any, left: int, top: int, width: int, height: int) -> Tensor:
+    """The box of a 4:2:0 frame, its planes one after another."""
+    parts = []
+    for i, plane in enumerate(frame.planes):
+        if i == 1:
+            left, top, width, height = left >> 1, top >> 1, width >> 1, height >> 1
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        parts.append(rows[top : top + height, left : left + width].ravel())
+    return torch.from_numpy(np.concatenate(parts))
