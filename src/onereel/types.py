@@ -148,7 +148,7 @@ class YuvClips:
 
     def __post_init__(self) -> None:
         needed = self.num_frames * sum(layout.frame_bytes for layout in self.layouts)
-        if self.values.ndim != 1 or len(self.values) != needed:
+        if self.values.ndim != 1 or self.values.numel() != needed:
             raise ValueError(f"values must be uint8 ({needed},), not {tuple(self.values.shape)}")
 
     @property

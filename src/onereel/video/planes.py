@@ -42,8 +42,9 @@ class YuvCanvas:
     ) -> None:
         self.rotation, self.hflip, self.size = index.rotation, crop.hflip, size
         self.box = box = coded_box(index, crop)
-        self.frames = torch.empty((num_frames, box.height * box.width * 3 // 2), dtype=torch.uint8)
-        self.address, self.frame_bytes = self.frames.data_ptr(), self.frames.shape[1]
+        self.num_frames, self.frame_bytes = num_frames, box.height * box.width * 3 // 2
+        self.values = torch.empty(num_frames * self.frame_bytes, dtype=torch.uint8)
+        self.address = self.values.data_ptr()
         library = swscale() if direct else None
         # FFmpeg's own (libavutil/imgutils.h), which the scaler's library brings along.
         self.copy_plane = None if library is None else library.av_image_copy_plane
@@ -54,20 +55,18 @@ class YuvCanvas:
         """Put a decoded frame into its places in the clip."""
         if self.layout is None:
             self._begin(frame)
-        first = places[0]
         if not self.is_coded:
-            self.frames[first] = self._by_way_of_rgb(frame)
-        elif self.copy_plane is not None:
-            self._copy(self.copy_plane, frame, self.address + first * self.frame_bytes)
+            self._put(self._by_way_of_rgb(frame), places)
+        elif self.copy_plane is None:
+            self._put(_cut(frame, *self.box), places)
         else:
-            self.frames[first] = _cut(frame, *self.box)
-        for place in places[1:]:
-            self.frames[place] = self.frames[first]
+            for place in places:
+                self._copy(self.copy_plane, frame, self.address + place * self.frame_bytes)
 
     def finish(self) -> YuvClips:
         """The clip, as coded."""
         assert self.layout is not None  # a request names one frame at least
-        return YuvClips(self.frames.view(-1), (self.layout,), len(self.frames), self.size)
+        return YuvClips(self.values, (self.layout,), self.num_frames, self.size)
 
     def _begin(self, frame: Any) -> None:
         """Frames of one clip share their colours, so this is asked once per clip."""
@@ -78,6 +77,11 @@ class YuvCanvas:
             space = int(frame.colorspace)
             full = DIRECT_FORMATS[name] or int(frame.color_range) == FULL_RANGE
         self.layout = YuvLayout(box.height, box.width, space, full, self.rotation, self.hflip)
+
+    def _put(self, picture: Tensor, places: list[int]) -> None:
+        frames = self.values.view(self.num_frames, self.frame_bytes)
+        for place in places:
+            frames[place] = picture
 
     def _copy(self, copy: Callable[..., None], frame: Any, out: int) -> None:
         left, top, width, height = self.box
