@@ -143,6 +143,14 @@ def write_json(path: Path, rows: Sequence[dict[str, Any]], claims: Sequence[Clai
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def rows_before(path: Path | None, size: str) -> list[dict[str, Any]]:
+    """Rows of single seeds that an earlier run of a benchmark wrote to `path` at the same size (column "size")."""
+    if path is None or not path.exists():
+        return []
+    rows = json.loads(path.read_text())["rows"]
+    return [row for row in rows if row["size"] == size and row["seed"] != "mean"]
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory in GiB, GPU, and system."""
     model = platform.processor() or platform.machine()

@@ -17,7 +17,6 @@ Arms and seeds that are in the JSON file already are not trained again, so the w
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from common import Claim, parser, real_videos, report, write_json
+from common import Claim, parser, real_videos, report, rows_before, write_json
 from onereel import api
 from onereel.config import RunConfig, TokensConfig
 from onereel.recipes import load_recipe
@@ -137,14 +136,6 @@ def mean_rows(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def done_before(path: Path | None, size: str) -> list[dict[str, Any]]:
-    """Rows of earlier runs of this script at the same size."""
-    if path is None or not path.exists():
-        return []
-    rows = json.loads(path.read_text())["rows"]
-    return [row for row in rows if row["size"] == size and row["seed"] != "mean"]
-
-
 def read_options() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, or 0 when small")
@@ -155,7 +146,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     seeds = options.seeds or ((0, 1, 2) if options.size == "full" else (0,))
-    rows = done_before(options.json, options.size)
+    rows = rows_before(options.json, options.size)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         # Clips are 48 pixels wide at most: a store of 96 is plenty, and far cheaper to read than one of 288.
