@@ -1,7 +1,7 @@
 """Clips that travel as they were decoded: joined into batches, and on the device made what a decoder's `read` gives.
 
-Scaling and colouring are half of what a clip costs to read from a chunk store (`benchmarks/decode.py`), and a 4:2:0 box
-has fewer bytes than the RGB clip made of it.
+Scaling and colouring are a third of what a clip costs to read from a chunk store (`benchmarks/decode.py`), and a 4:2:0
+box has fewer bytes than the RGB clip made of it.
 """
 
 from __future__ import annotations
