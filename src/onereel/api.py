@@ -28,14 +28,14 @@ from onereel.files import write_atomically
 from onereel.inspection.pages import inspect as inspect
 from onereel.loading import (
     check_start,
-    find_tokenizer,
     load,
     load_dual_encoder,
     load_encoder,
+    tokenizer_for,
 )
 from onereel.models import Trainee
 from onereel.models.blocks import compile_blocks
-from onereel.models.text import TOKENIZER, Tokenizer
+from onereel.models.text import TOKENIZER
 from onereel.models.video_model import VideoModel
 from onereel.objectives import DistillationObjective
 from onereel.pictures import try_report
@@ -206,7 +206,7 @@ def _train_in(
     loader = build.build_train_loader(config, dataset, world=world, run=run)
     augment: Augment = build.build_augment(config, len(class_names) or None, training=True)
     goes_on = resume and bool(list_checkpoints(run))
-    tokenizer = _tokenizer(config, annotations, run if goes_on else None)
+    tokenizer = tokenizer_for(config, annotations, run if goes_on else None)
     validation = Validation(config, run, class_names, world) if config.data.val else None
     _warn_of_left_out(annotations, *([validation.dataset.annotations] if validation else []))
     model = build.build_trainee(config, len(class_names), tokenizer)
@@ -289,22 +289,6 @@ def _train_first(world: World, config: RunConfig, run: Path) -> Path:
     except RunInterrupted as stopped:
         raise RunInterrupted(run, stopped.step) from stopped
     return folder
-
-
-def _tokenizer(config: RunConfig, annotations: Annotations, run: Path | None) -> Tokenizer | None:
-    """That of the `run` that goes on, or of the weights to start from, else one of the captions, made once for all
-    processes; None where none are learned."""
-    if not build.learns_pairs(config):
-        return None
-    next(annotations.captions(), None)  # says where there are none
-    source, length = run or config.model.pretrained, config.text.context_length
-    found = find_tokenizer(source, length) if source else None
-    if run and found is None:
-        raise ConfigError(f"{run} has lost its {TOKENIZER}, without which it cannot go on")
-    if found is not None:
-        return found
-    text = run_on_main(lambda: build.build_tokenizer(config, annotations).to_json())
-    return Tokenizer.from_json(text, length)
 
 
 def _warn_of_left_out(*lists: Annotations) -> None:
