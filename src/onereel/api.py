@@ -15,7 +15,7 @@ import torch
 
 from onereel import build
 from onereel.answering import predict as predict
-from onereel.caching import cached_lessons, cached_loader
+from onereel.caching import cached_lessons, cached_loader, discard_features
 from onereel.config import RunConfig, from_dict
 from onereel.config.model import FAMILIES, family_of
 from onereel.data.annotation_check import AnnotationReport
@@ -214,7 +214,7 @@ def _train_in(
     objective = build.build_objective(config, model, load_teacher(config))
     plan = plan_steps(config, loader.num_batches, world.world_size)
     run_on_main(lambda: held.enter_context(run_lock(run)))
-    run_on_main(lambda: create_run(run, given, overwrite=overwrite, resume=resume))
+    run_on_main(lambda: _create(run, given, overwrite, resume))
     if first is not None:
         weights = str(_train_first(world, first, run))
         started = replace(config, after="", model=replace(config.model, pretrained=weights))
@@ -227,7 +227,9 @@ def _train_in(
         run_on_main(lambda: write_atomically(run / TOKENIZER, text))
     state = resume_state(run) if resume else None
     if isinstance(objective, DistillationObjective) and config.data.cache_views:
-        objective.lessons = cached_lessons(config, objective, dataset, world=world, run=run)
+        objective.lessons = cached_lessons(
+            config, objective, dataset, world=world, run=run, resumed=resume
+        )
     elif config.data.cache_views:
         if state is not None:
             objective.load_state_dict(state["model"])
@@ -251,6 +253,13 @@ def _train_in(
     shown = validation.dataset if validation else dataset
     run_on_main(lambda: try_report(run, config, objective, shown))
     return TrainResult(run, result.step, result.metrics)
+
+
+def _create(run: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
+    """The folder of the run; of one that begins without what another left there."""
+    create_run(run, config, overwrite=overwrite, resume=resume)
+    if not resume:
+        discard_features(config, run)
 
 
 def _start(
