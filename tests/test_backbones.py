@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import onereel
-from onereel import build
+from onereel import api, build
 from onereel.config import (
     AugmentConfig,
     DataConfig,
@@ -24,6 +24,7 @@ from onereel.config import (
 )
 from onereel.errors import ConfigError
 from onereel.models.factorised import FactorisedEncoder
+from onereel.tuning import with_budget
 
 transformers = pytest.importorskip("transformers", reason="needs onereel[text]")
 
@@ -177,6 +178,24 @@ def test_what_does_not_fit_is_said(backbones: Path, change: dict[str, Any], mess
 def test_tokens_are_not_selected_in_front_of_it(backbones: Path) -> None:
     with pytest.raises(ConfigError, match=r"sees whole single frames; set tokens\.kind to 'all'"):
         replace(config_for(backbones / "dinov2"), tokens=TokensConfig(kind="run-length"))
+
+
+def test_its_run_takes_no_budget_of_tokens_and_says_what_to_do(
+    backbones: Path, videos: Path, tmp_path: Path
+) -> None:
+    listed, run = str(videos / "list.csv"), tmp_path / "run"
+    config = config_for(backbones / "dinov2", frames_at_once=4)
+    config = replace(config, train=replace(config.train, epochs=1))
+    onereel.train(config, data=listed, out=run)
+    says = r"model\.backbone is .*dinov2, which sees whole frames .*allowed: models without a backbone.*onereel eval"
+    with pytest.raises(ConfigError, match=says):
+        onereel.tune_budget(run, val=listed)
+    with pytest.raises(ConfigError, match=says):
+        with_budget(run, onereel.load(run), 8)
+    assert not (run / "budgets.json").exists()
+    data = replace(api.run_config(run).data, val=listed, num_frames=8, size=32)
+    more = replace(api.run_config(run), data=data)
+    assert api.evaluate(run, name="frames8", config=more, device="cpu").num_videos == 6
 
 
 def test_pixels_of_another_scale_are_refused_with_the_right_ones(backbones: Path) -> None:

@@ -382,6 +382,29 @@ def test_a_new_run_removes_the_features_of_the_one_it_replaces(
     assert json.loads((run / "features" / "key.json").read_text())["seed"] == 5
 
 
+def test_a_run_without_a_cache_removes_the_features_of_the_one_it_replaces(
+    videos: Path, tmp_path: Path
+) -> None:
+    """What onereel wrote there, that is; not where this run reads them, nor where they have a folder of their own."""
+    data, run = str(videos / "two.csv"), tmp_path / "run"
+    plain = replace(ONLINE, train=replace(ONLINE.train, epochs=1))
+    named = {"cache": str(run / "features")}
+    for kept in (with_data(plain, cache_views=1), with_data(plain, cache_views=1, **named)):
+        onereel.train(kept, data=data, out=run, overwrite=True)
+        assert list((run / "features").glob("view*.safetensors"))
+    elsewhere = with_data(plain, cache_views=1, cache=str(tmp_path / "own"))
+    (run / "features" / ".lock").touch()
+    (run / "features" / ".view000-000-00001.safetensors.partial").touch()
+    onereel.train(elsewhere, data=data, out=run, overwrite=True)
+    assert not (run / "features").exists()
+    assert list((tmp_path / "own").glob("*.safetensors"))
+    onereel.train(with_data(plain, cache_views=1), data=data, out=run, overwrite=True)
+    (run / "features" / "notes.txt").touch()
+    onereel.train(plain, data=data, out=run, overwrite=True)
+    assert [path.name for path in (run / "features").iterdir()] == ["notes.txt"]
+    assert list((tmp_path / "own").glob("*.safetensors"))
+
+
 def test_the_second_of_two_stages_may_be_cached(videos: Path, tmp_path: Path) -> None:
     """Its frozen half is what the first stage made of it."""
     recipe = tmp_path / "first.py"

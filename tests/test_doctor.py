@@ -16,18 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from onereel import build
 from onereel.config import (
     DataConfig,
     ModelConfig,
     ObjectiveConfig,
     RunConfig,
+    TextConfig,
     TokensConfig,
     TrainConfig,
 )
 from onereel.doctor import plan_run, run_doctor
 from onereel.doctor.arithmetic import Rates, Workload, advice, forecast, longest_chunk_seconds
 from onereel.doctor.measure import DiskRate, measure_decode, measure_disk
-from onereel.doctor.planning import choices_of_budgets, duration
+from onereel.doctor.planning import duration
+from onereel.doctor.steps import choices_of_budgets
 from onereel.doctor.system import describe_disk, explain, probe
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.types import Batch, SampleKey
@@ -277,6 +280,31 @@ def test_a_plan_of_masked_pre_training_times_the_autoencoder(config: RunConfig) 
     supervised = plan_run(config)
     assert plan.model.kept_ratio == supervised.model.kept_ratio == 0.5
     assert plan.model.flops_per_clip != supervised.model.flops_per_clip
+
+
+def test_a_plan_of_pairs_times_both_towers_and_says_what_runs_twice(
+    config: RunConfig, listing: Path
+) -> None:
+    captions = listing.with_name("captions.csv")
+    captions.write_text("path,caption\na.mp4,a clap\nb.mp4,a wave of a hand\n")
+    config = replace(
+        config,
+        data=replace(config.data, train=str(captions), repeats=1),
+        text=TextConfig(size="micro", context_length=12, vocab_size=300, embed_dim=16),
+        objective=ObjectiveConfig(kind="contrastive"),
+    )
+    tokenizer = build.build_tokenizer(config, build.build_annotations(config, str(captions)))
+    towers = build.build_dual_encoder(config, tokenizer)
+    text_macs = towers.text.macs(1, tokenizer(["a wave of a hand"]).shape[1])
+    plan = plan_run(config)
+    assert plan.model.flops_per_clip == 6 * (towers.video.macs((4,)) + text_macs)
+    parameters = [sum(p.numel() for p in part.parameters()) for part in (towers.video, towers.text)]
+    assert "video {:.3g} M and text {:.3g} M".format(*(n / 1e6 for n in parameters)) in plan.pairs
+    assert "forward twice" in plan.pairs
+    assert plan.pairs in " ".join(printed(plan).split())
+    at_once = plan_run(replace(config, train=replace(config.train, accum_steps=1)))
+    assert "both towers" in at_once.pairs
+    assert "twice" not in at_once.pairs
 
 
 def test_a_plan_of_flexible_clips_and_drawn_budgets_measures_what_training_meets_on_average(

@@ -144,6 +144,19 @@ def test_runs_share_a_cache_and_a_resumed_one_finds_it(
     assert sum(calls) == 2, "each run asks about a blank clip"
 
 
+def test_a_run_that_replaces_another_keeps_none_of_its_answers(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    config = replace(config, train=replace(config.train, epochs=1))
+    run, key = tmp_path / "run", tmp_path / "run" / "features" / "key.json"
+    onereel.train(config, out=run)
+    onereel.train(replace(config, seed=5), out=run, overwrite=True)
+    assert json.loads(key.read_text())["seed"] == 5
+    data = replace(config.data, cache_views=0, cache_dtype="float16")
+    onereel.train(replace(config, data=data), out=run, overwrite=True)
+    assert not key.parent.exists()
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "name"),
     [

@@ -15,7 +15,7 @@ import torch
 
 from onereel import build
 from onereel.answering import predict as predict
-from onereel.caching import cached_lessons, cached_loader
+from onereel.caching import cached_lessons, cached_loader, discard_features
 from onereel.config import RunConfig, from_dict
 from onereel.config.model import FAMILIES, family_of
 from onereel.data.annotation_check import AnnotationReport
@@ -28,14 +28,14 @@ from onereel.files import write_atomically
 from onereel.inspection.pages import inspect as inspect
 from onereel.loading import (
     check_start,
-    find_tokenizer,
     load,
     load_dual_encoder,
     load_encoder,
+    tokenizer_for,
 )
 from onereel.models import Trainee
 from onereel.models.blocks import compile_blocks
-from onereel.models.text import TOKENIZER, Tokenizer
+from onereel.models.text import TOKENIZER
 from onereel.models.video_model import VideoModel
 from onereel.objectives import DistillationObjective
 from onereel.pictures import try_report
@@ -206,7 +206,7 @@ def _train_in(
     loader = build.build_train_loader(config, dataset, world=world, run=run)
     augment: Augment = build.build_augment(config, len(class_names) or None, training=True)
     goes_on = resume and bool(list_checkpoints(run))
-    tokenizer = _tokenizer(config, annotations, run if goes_on else None)
+    tokenizer = tokenizer_for(config, annotations, run if goes_on else None)
     validation = Validation(config, run, class_names, world) if config.data.val else None
     _warn_of_left_out(annotations, *([validation.dataset.annotations] if validation else []))
     model = build.build_trainee(config, len(class_names), tokenizer)
@@ -214,7 +214,7 @@ def _train_in(
     objective = build.build_objective(config, model, load_teacher(config))
     plan = plan_steps(config, loader.num_batches, world.world_size)
     run_on_main(lambda: held.enter_context(run_lock(run)))
-    run_on_main(lambda: create_run(run, given, overwrite=overwrite, resume=resume))
+    run_on_main(lambda: _create(run, given, overwrite, resume))
     if first is not None:
         weights = str(_train_first(world, first, run))
         started = replace(config, after="", model=replace(config.model, pretrained=weights))
@@ -227,7 +227,9 @@ def _train_in(
         run_on_main(lambda: write_atomically(run / TOKENIZER, text))
     state = resume_state(run) if resume else None
     if isinstance(objective, DistillationObjective) and config.data.cache_views:
-        objective.lessons = cached_lessons(config, objective, dataset, world=world, run=run)
+        objective.lessons = cached_lessons(
+            config, objective, dataset, world=world, run=run, resumed=resume
+        )
     elif config.data.cache_views:
         if state is not None:
             objective.load_state_dict(state["model"])
@@ -251,6 +253,13 @@ def _train_in(
     shown = validation.dataset if validation else dataset
     run_on_main(lambda: try_report(run, config, objective, shown))
     return TrainResult(run, result.step, result.metrics)
+
+
+def _create(run: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
+    """The folder of the run; of one that begins without what another left there."""
+    create_run(run, config, overwrite=overwrite, resume=resume)
+    if not resume:
+        discard_features(config, run)
 
 
 def _start(
@@ -289,22 +298,6 @@ def _train_first(world: World, config: RunConfig, run: Path) -> Path:
     except RunInterrupted as stopped:
         raise RunInterrupted(run, stopped.step) from stopped
     return folder
-
-
-def _tokenizer(config: RunConfig, annotations: Annotations, run: Path | None) -> Tokenizer | None:
-    """That of the `run` that goes on, or of the weights to start from, else one of the captions, made once for all
-    processes; None where none are learned."""
-    if not build.learns_pairs(config):
-        return None
-    next(annotations.captions(), None)  # says where there are none
-    source, length = run or config.model.pretrained, config.text.context_length
-    found = find_tokenizer(source, length) if source else None
-    if run and found is None:
-        raise ConfigError(f"{run} has lost its {TOKENIZER}, without which it cannot go on")
-    if found is not None:
-        return found
-    text = run_on_main(lambda: build.build_tokenizer(config, annotations).to_json())
-    return Tokenizer.from_json(text, length)
 
 
 def _warn_of_left_out(*lists: Annotations) -> None:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import nn
 from onereel import build
 from onereel.config import RunConfig
 from onereel.data.dataset import ClipDataset
-from onereel.data.features import FeatureCache, claim
+from onereel.data.features import KEY, FeatureCache, claim, remove_features
 from onereel.data.loader import ClipLoader
 from onereel.errors import ConfigError
 from onereel.models.dual_encoder import DualEncoder
@@ -34,6 +34,21 @@ FOLDER = "features"
 """Of a run, where data.cache names no other."""
 GIB = 2**30
 POLL_SECONDS = 2.0
+
+
+def discard_features(config: RunConfig, run: Path) -> None:
+    """Remove the features that a run before left in `run`, unless this one will look there for its own.
+
+    Raises ConfigError where a process is making them.
+    """
+    folder = run / FOLDER
+    looks_there = Path(config.data.cache or folder).resolve() == folder.resolve()
+    if (config.data.cache_views and looks_there) or not (folder / KEY).exists():
+        return
+    with run_lock(folder, "making features"):
+        remove_features(folder)
+    with suppress(OSError):
+        folder.rmdir()  # only where nothing else lies there
 
 
 def cached_loader(
@@ -95,8 +110,12 @@ def cached_lessons(
     *,
     world: World,
     run: Path,
+    resumed: bool,
 ) -> CachedLessons:
     """What the teacher says of every view of `dataset`; what is not there yet is asked first, by all processes.
+
+    Args:
+        resumed: as of `cached_loader`.
 
     Raises:
         OnereelError: as of `cached_loader`.
@@ -114,7 +133,8 @@ def cached_lessons(
         embed_dim=sum(row.sizes),
         dtype=config.data.cache_dtype,
     )
-    run_on_main(lambda: claim(folder, key))
+    discard = not config.data.cache and not resumed
+    run_on_main(lambda: claim(folder, key, discard=discard))
     _make_missing(config, cache, dataset, _lesson_encoder(config, objective, row, world), world)
     return CachedLessons(cache, row)
 

@@ -14,6 +14,7 @@ import torch
 from onereel import build
 from onereel.archives import read_archive
 from onereel.config import RunConfig, from_dict
+from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError
 from onereel.fitting import (
     OURS,
@@ -44,7 +45,7 @@ from onereel.models.pretrained.halves import check_frozen, fit_tables, start_tem
 from onereel.models.pretrained.report import MAY_BE_NEW
 from onereel.models.text import TOKENIZER, Tokenizer
 from onereel.models.video_model import VideoModel
-from onereel.training import holds_run, is_checkpoint, is_main, latest_valid
+from onereel.training import holds_run, is_checkpoint, is_main, latest_valid, run_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,28 @@ def find_tokenizer(source: str | Path, context_length: int) -> Tokenizer | None:
     folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
     files = [folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()]
     return Tokenizer.load(files[0], context_length) if files else None
+
+
+def tokenizer_for(
+    config: RunConfig, annotations: Annotations, run: Path | None = None
+) -> Tokenizer | None:
+    """That of the `run` that goes on, or of the weights to start from, else one of the captions, made once for all
+    processes; None where none are learned.
+
+    Raises:
+        OnereelError: the list has no captions, or the run has lost its tokenizer.
+    """
+    if not build.learns_pairs(config):
+        return None
+    next(annotations.captions(), None)  # says where there are none
+    source, length = run or config.model.pretrained, config.text.context_length
+    found = find_tokenizer(source, length) if source else None
+    if run and found is None:
+        raise ConfigError(f"{run} has lost its {TOKENIZER}, without which it cannot go on")
+    if found is not None:
+        return found
+    text = run_on_main(lambda: build.build_tokenizer(config, annotations).to_json())
+    return Tokenizer.from_json(text, length)
 
 
 Saved = tuple[Mapping[str, torch.Tensor], RunConfig, tuple[str, ...], Mapping[str, Any]]

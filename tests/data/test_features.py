@@ -183,8 +183,10 @@ def test_other_features_are_removed_where_that_is_asked_for(tmp_path: Path) -> N
     write(cache, 0, range(5))
     claim(tmp_path / "cache", KEY, discard=True)
     assert cache.done(0).all()
+    (tmp_path / "cache" / "notes.txt").touch()
     claim(tmp_path / "cache", {**KEY, "weights": "2e"}, discard=True)
     assert not cache.done(0).any()
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"key.json", "notes.txt"}
     with pytest.raises(ConfigError, match="weights was '2e'"):
         claim(tmp_path / "cache", KEY)
 

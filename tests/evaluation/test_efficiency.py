@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -86,6 +88,32 @@ def test_training_is_measured_and_leaves_no_trace(clips: torch.Tensor) -> None:
     assert speed.flops_per_clip == 6 * clip_macs(model.model, 8)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Compared(ClassificationObjective):
+    """Counts its forwards with and without gradients; the second is given what came of the first."""
+
+    def survey(self, batch: Batch) -> int:
+        self.surveyed = getattr(self, "surveyed", 0) + 1
+        assert not torch.is_grad_enabled()
+        return self.surveyed
+
+    def couple(self, surveys: list[int]) -> list[int]:
+        return surveys
+
+    def forward(self, batch: Batch, survey: int = 0) -> dict[str, Any]:
+        assert torch.is_grad_enabled()
+        self.given = survey
+        return super().forward(batch)
+
+
+def test_a_step_that_compares_its_micro_batches_runs_twice(clips: torch.Tensor) -> None:
+    model = Compared(make_model("vit_tiny_patch16_224", 4, 32, KeepAll()))
+    speed = measure_training(model, labelled(clips), twice=True, repeats=2, warmup=1)
+    assert model.surveyed == model.given == 3
+    assert speed.flops_per_clip == 6 * clip_macs(model.model, 8)
+    measure_training(model, labelled(clips), repeats=1)
+    assert (model.surveyed, model.given) == (3, 0)
 
 
 @pytest.mark.gpu

@@ -13,10 +13,12 @@ from onereel.config import RunConfig, TokensConfig, from_dict
 from onereel.errors import ConfigError
 from onereel.evaluation.budget_table import Setting
 from onereel.loading import TrainedModel
+from onereel.tuning import search
 from onereel.tuning.settings import (
     at_setting,
     budget_tokens,
     fit_to,
+    for_budgets,
     own_setting,
     settings_to_measure,
 )
@@ -70,6 +72,22 @@ def test_keeping_all_tokens_is_the_dense_model_bit_for_bit() -> None:
         dense = run.model(clips).logits
         fit_to(run.model, at_setting(run.config, Setting(8, 48, 36)))
         assert torch.equal(run.model(clips).logits, dense)
+
+
+def test_a_cache_of_training_binds_no_one_to_all_tokens() -> None:
+    """Mixed features need all tokens of both clips; the model that came of them does not."""
+    values = {
+        "data": {"num_frames": 8, "size": 48, "cache_views": 2, "cache_dtype": "float32"},
+        "augment": {"mixup_alpha": 0.5},
+        "model": {"name": "vit_micro_patch16_48", "temporal_depth": 1, "frozen": "spatial"},
+    }
+    config = from_dict(RunConfig, values)
+    model = build_model(config, 3).eval()
+    fit_to(model, at_setting(for_budgets(config), Setting(8, 48, 17)))
+    assert model(torch.randn(1, 8, 3, 48, 48)).lengths == (17,)
+    searched = search._config(config, "random", None, 3)
+    assert (searched.tokens.kind, searched.eval.num_crops) == ("random", 3)
+    assert for_budgets(run := trained({"kind": "all"}).config) == run
 
 
 def test_another_selector_takes_over_what_the_weights_need() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ FORMAT = 1
 """Raised when shards, or what is done to pixels before they are encoded, change their meaning."""
 KEY = "key.json"
 QUARANTINE = "quarantine.csv"
+SHARDS = "view[0-9]*-[0-9]*-[0-9]*.safetensors"
 SHARD_BYTES = 32 << 20
 """Features that a shard holds before it is written, and so what a killed process loses at most."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -44,7 +44,7 @@ def claim(folder: Path, key: Key, *, discard: bool = False) -> None:
     """Make `folder` the cache of `key`, or see that it is. One process calls it.
 
     Raises ConfigError where it holds something else, or other features, with each difference; with `discard` these are
-    removed.
+    removed, and what else lies there stays.
     """
     path = folder / KEY
     if path.exists():
@@ -53,10 +53,10 @@ def claim(folder: Path, key: Key, *, discard: bool = False) -> None:
         except ConfigError:
             if not discard:
                 raise
-            shutil.rmtree(folder)
+            remove_features(folder)
         else:
             return
-    if folder.is_dir() and any(folder.glob("[!.]*")):
+    elif folder.is_dir() and any(folder.glob("[!.]*")):
         raise ConfigError(f"{folder} is not empty and holds no features; give another data.cache")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,18 @@ def claim(folder: Path, key: Key, *, discard: bool = False) -> None:
         raise ConfigError(
             f"data.cache {folder} cannot be written: {error.strerror}; give another folder"
         ) from error
+
+
+def remove_features(folder: Path) -> None:
+    """Remove from a cache's folder what the cache wrote there, and nothing else."""
+    for name in (
+        SHARDS,
+        f".{SHARDS}.partial",
+        QUARANTINE,
+        KEY,
+    ):  # by its key, what is left is known for a cache
+        for path in folder.glob(name):
+            path.unlink(missing_ok=True)
 
 
 def _read_key(path: Path) -> dict[str, Any]:

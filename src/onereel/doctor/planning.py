@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,10 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Group
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from onereel import build
 from onereel.config import RunConfig
-from onereel.data.yuv import stacked
 from onereel.doctor.arithmetic import (
     Forecast,
     Rates,
@@ -30,24 +28,19 @@ from onereel.doctor.arithmetic import (
 )
 from onereel.doctor.caching import caching_advice
 from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure_disk
+from onereel.doctor.steps import MODEL_CLIPS, describe_pairs, example_clips, measure_objective
 from onereel.doctor.system import cuda_devices, describe_disk
-from onereel.errors import ConfigError, DataError, DecodeError
-from onereel.evaluation.efficiency import TrainingSpeed, measure_training
+from onereel.errors import ConfigError, DecodeError
+from onereel.evaluation.efficiency import TrainingSpeed
+from onereel.loading import tokenizer_for
 from onereel.models.dual_encoder import DualEncoder
-from onereel.objectives.base import draw_budgets
 from onereel.teaching import load_teacher
 from onereel.training import on_devices, pick_device
-from onereel.types import Batch, SampleKey
 from onereel.video.schedule import num_cores
 
 if TYPE_CHECKING:
     from onereel.data.annotations import Annotations
     from onereel.data.dataset import ClipDataset
-
-MODEL_CLIPS = 8
-"""Clips of the videos that the model is timed on; a larger batch repeats them."""
-STEP_SECONDS = 4.0
-"""A step that would take longer is timed on fewer clips."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,7 @@ class Plan:
         longest_chunk_seconds: AVION Eq. 3, None where the disk or the bit rate is unknown.
         io_share: of a device step that reading its clips takes, B * bytes per clip / (S_r * Delta).
         caching: whether a cache of features pays, where something is frozen.
+        pairs: what is timed of a run that learns pairs, and what is not.
     """
 
     config: RunConfig
@@ -74,6 +68,7 @@ class Plan:
     io_share: float | None
     advice: str
     caching: str = ""
+    pairs: str = ""
 
     def __rich__(self) -> Group:
         return Group(self._table(), "", *self._sentences())
@@ -113,8 +108,7 @@ class Plan:
             f"the device waits {result.data_wait:.0%} of it for data"
         )
         yield f"advice: {self.advice}"
-        if self.caching:
-            yield self.caching
+        yield from filter(None, (self.pairs, self.caching))
         if self.decode.num_failed:
             yield f"note: {self.decode.num_failed} of the clips tried could not be read (onereel prepare --check)"
         if self.model.batch_size < self.config.train.batch_size_per_device:
@@ -150,23 +144,23 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
         num_devices: devices of the run; 0: all CUDA devices where train.device is auto or cuda, else 1.
 
     Raises:
-        ConfigError: no training list.
-        DataError: none of the clips tried can be read.
+        ConfigError: no training list, or not one that `num_devices` take a global batch of.
+        DataError: none of the clips tried can be read, or there are no captions to learn.
     """
     if not config.data.train:
         raise ConfigError("a plan needs the training list: --data.train LIST")
-    annotations = build.build_annotations(config, config.data.train)
-    dataset = build.build_dataset(with_typical_clips(config), annotations, None, training=True)
     device = pick_device(config.train.device)
     num_devices = num_devices or _num_devices(config)
+    config = replace(config, train=on_devices(config.train, num_devices))
+    annotations = build.build_annotations(config, config.data.train)
+    dataset = build.build_dataset(with_typical_clips(config), annotations, None, training=True)
+    tokenizer = tokenizer_for(config, annotations)
     disk = measure_disk(video_folder(config, annotations))
     decode = measure_decode(dataset, repeats=config.data.repeats)
-    num_classes = max(2, len(annotations.label_names()))
-    objective = build.build_objective(
-        config, build.build_trainee(config, num_classes), load_teacher(config)
-    ).to(device)
+    model = build.build_trainee(config, max(2, len(annotations.label_names())), tokenizer)
+    objective = build.build_objective(config, model, load_teacher(config)).to(device)
     with _threads(build.num_threads(config, num_devices)):
-        speed = measure_objective(config, objective, _example_clips(config, dataset, device))
+        speed = measure_objective(config, objective, example_clips(config, dataset, device))
         model_cores = torch.get_num_threads() if device.type == "cpu" else 0
     cores = num_cores()
     rates = Rates(
@@ -178,7 +172,7 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
         model_cores=model_cores,
         num_cores=cores,
     )
-    train = on_devices(config.train, num_devices)
+    train = config.train
     work = Workload(
         clips_per_epoch=len(dataset) * config.data.repeats,
         epochs=train.epochs,
@@ -186,7 +180,11 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
         num_devices=num_devices,
     )
     plan = _conclude(config, str(device), disk, decode, speed, rates, work, dataset)
-    return replace(plan, caching=_caching(config, objective, len(dataset)))
+    return replace(
+        plan,
+        caching=_caching(config, objective, len(dataset)),
+        pairs=describe_pairs(config, objective, num_devices),
+    )
 
 
 def with_typical_clips(config: RunConfig) -> RunConfig:
@@ -246,89 +244,6 @@ def _conclude(
             rates, work, result, prepared=bool(config.data.store), on_cpu=rates.model_cores > 0
         ),
     )
-
-
-def measure_objective(config: RunConfig, objective: nn.Module, clips: Tensor) -> TrainingSpeed:
-    """Time training steps on `clips`, repeated to the batch of `config`, or to fewer where that is too much.
-
-    Where steps draw from objective.budgets, the mean over all choices.
-
-    Raises ConfigError where not even one clip fits into memory.
-    """
-    wanted, precision = config.train.batch_size_per_device, config.train.precision
-
-    def batch_of(size: int) -> Batch:
-        repeated = clips[torch.arange(size, device=clips.device) % len(clips)]
-        labels = torch.zeros(size, dtype=torch.long, device=clips.device)
-        keys = [SampleKey(0, index) for index in range(size)]
-        return Batch(repeated, keys, labels=labels, num_clips=size)
-
-    def measure(size: int) -> TrainingSpeed:
-        batches = choices_of_budgets(config, batch_of(size))
-        return _mean_speed(
-            [measure_training(objective, one, precision=precision) for one in batches]
-        )
-
-    size, fits = 1, 0
-    try:
-        while size > fits:  # grow towards the batch for as long as a step stays short
-            short = measure_training(objective, batch_of(size), precision=precision, repeats=1)
-            seconds = short.latency_seconds
-            size, fits = max(size, min(wanted, int(size * STEP_SECONDS / seconds))), size
-        return measure(size)
-    except torch.OutOfMemoryError:
-        if fits:
-            return measure(fits)
-    raise ConfigError(
-        "not even one clip fits into the device's memory: use --model.checkpointing, a smaller model, fewer "
-        "tokens (--tokens.kind) or a smaller --data.size"
-    )
-
-
-def choices_of_budgets(config: RunConfig, batch: Batch) -> list[Batch]:
-    """`batch` as micro-batches of an epoch of which each draws another choice of budgets, every one that there is."""
-    learned = config.objective
-    at_once = learned.kind in ("classification", "distillation")
-    count = learned.budgets_per_step or (len(learned.budgets) if at_once else 1)
-    if count >= len(learned.budgets):
-        return [batch]
-    found: dict[tuple[int, ...], Batch] = {}
-    while len(found) < math.comb(len(learned.budgets), count):
-        found.setdefault(draw_budgets(learned.budgets, count, batch, config.seed), batch)
-        batch = replace(batch, number=batch.number + 1)
-    return list(found.values())
-
-
-def _mean_speed(speeds: Sequence[TrainingSpeed]) -> TrainingSpeed:
-    """Of steps that are equally frequent."""
-    seconds = mean(speed.latency_seconds for speed in speeds)
-    peaks = [speed.peak_memory_bytes for speed in speeds if speed.peak_memory_bytes is not None]
-    return replace(
-        speeds[0],
-        clips_per_second=speeds[0].batch_size / seconds,
-        latency_seconds=seconds,
-        kept_ratio=mean(speed.kept_ratio for speed in speeds),
-        flops_per_clip=mean(speed.flops_per_clip for speed in speeds),
-        peak_memory_bytes=max(peaks, default=None),
-    )
-
-
-def _example_clips(config: RunConfig, dataset: ClipDataset, device: torch.device) -> Tensor:
-    """A few normalised clips, spread over the list: what the selector will see."""
-    clips, keys, last = [], [], None
-    for index in torch.linspace(0, len(dataset) - 1, MODEL_CLIPS).long().unique().tolist():
-        key = SampleKey(0, index)
-        try:
-            clips.append(dataset[key].clip)
-            keys.append(key)
-        except DecodeError as error:
-            last = error
-    if not clips:
-        raise DataError(f"none of the clips tried could be read; the last: {last}")
-    batch = Batch(stacked(clips), keys, num_clips=len(keys))
-    shown = build.build_augment(config, None, training=False)(batch, device).clips
-    assert isinstance(shown, Tensor)  # the loader's selection has no part in this
-    return shown
 
 
 def bits_per_second(config: RunConfig, dataset: ClipDataset) -> float | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -116,19 +116,23 @@ def measure_training(
     batch: Batch,
     *,
     precision: str = "auto",
+    twice: bool = False,
     repeats: int = 3,
     warmup: int = 1,
 ) -> TrainingSpeed:
     """Time forward and backward (no optimiser step) of an `Objective`; gradients are left empty.
 
     Args:
-        batch: with normalised clips, and with the labels that the objective learns.
+        batch: with normalised clips, and with the labels or captions that the objective learns.
+        twice: as one of several micro-batches of a step that compares the clips of all: its forward runs once more
+            beforehand, without gradients, which is timed and, as all that is computed again, no part of the FLOPs.
     """
     counted: dict[str, float] = {}
 
     def step() -> None:
+        coupled = _coupled(objective, batch, precision) if twice else ()
         with autocast(batch.clips.device, precision):
-            output = objective(batch)
+            output = objective(batch, *coupled)
         output["loss"].backward()
         objective.zero_grad(set_to_none=True)
         counted.update(output["stats"])
@@ -148,6 +152,13 @@ def measure_training(
         flops_per_clip=counted["flops"] / batch.num_clips,
         peak_memory_bytes=_peak_memory(batch.clips.device, before),
     )
+
+
+def _coupled(objective: Any, batch: Batch, precision: str) -> Sequence[Any]:
+    """What a coupled objective's forward is given beside `batch`, here of a step of `batch` alone."""
+    with torch.no_grad(), autocast(batch.clips.device, precision):
+        survey = objective.survey(batch)
+    return objective.couple([survey])
 
 
 def _forward(model: VideoModel, clips: Tensor, precision: str, seed: int) -> Output:

@@ -34,7 +34,7 @@ from onereel.training.run_folder import (
     versions,
 )
 from onereel.training.schedule import create_schedule
-from onereel.training.step import NonFiniteError, compute_dtype
+from onereel.training.step import NonFiniteError, compute_dtype, sees_twice
 
 __all__ = [
     "FIRST",
@@ -68,6 +68,7 @@ __all__ = [
     "resume_state",
     "run_lock",
     "run_on_main",
+    "sees_twice",
     "versions",
     "world_size",
 ]

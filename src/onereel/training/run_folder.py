@@ -2,7 +2,7 @@
 
 `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `quarantine.csv`, `report.html`, `eval/`; of a
 video-language run `tokenizer.json`; of one in two stages `first/`, a run folder too; of one that `onereel tune-budget`
-has measured, `budgets.json`.
+has measured, `budgets.json`; of one that caches features there `features/`, which `onereel.caching` looks after.
 """
 
 from __future__ import annotations

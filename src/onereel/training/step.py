@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from onereel.config import RunConfig
+from onereel.config import RunConfig, TrainConfig
 from onereel.errors import OnereelError
 from onereel.seeding import stable_seed
 from onereel.training.distributed import (
@@ -45,6 +45,12 @@ class Coupled(Protocol):
     def survey(self, batch: Batch) -> Any: ...
 
     def couple(self, surveys: Sequence[Any]) -> Sequence[Any]: ...
+
+
+def sees_twice(objective: nn.Module, train: TrainConfig) -> TypeGuard[Coupled]:
+    """Whether steps run the forward of each micro-batch twice: a `Coupled` objective, and steps of several."""
+    in_parts = train.accum_steps > 1 or train.max_tokens_per_device > 0
+    return in_parts and isinstance(objective, Coupled)
 
 
 class NonFiniteError(OnereelError, ArithmeticError):
@@ -133,10 +139,7 @@ class TrainStep:
         device: torch.device,
     ) -> None:
         self.model = data_parallel(objective, device)
-        self.coupled: Coupled | None = None
-        is_cut = config.train.accum_steps > 1 or config.train.max_tokens_per_device > 0
-        if is_cut and isinstance(objective, Coupled):
-            self.coupled = objective
+        self.coupled: Coupled | None = objective if sees_twice(objective, config.train) else None
         self.keep_gradients_here: Callable[[], AbstractContextManager] = nullcontext
         if isinstance(self.model, DistributedDataParallel):
             self.keep_gradients_here = self.model.no_sync

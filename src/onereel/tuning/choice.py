@@ -16,7 +16,7 @@ from onereel.evaluation.budget_table import TABLE, BudgetRow, BudgetTable, Setti
 from onereel.evaluation.predict import Answer
 from onereel.loading import TrainedModel
 from onereel.tuning.circumstances import machine_of, weights_of
-from onereel.tuning.settings import at_setting, fit_to
+from onereel.tuning.settings import at_setting, fit_to, for_budgets
 from onereel.types import Prediction, TubeletGrid
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ class Choice:
         views = replace(
             own.eval, num_clips=conditions["num_clips"], num_crops=conditions["num_crops"]
         )
-        return at_setting(replace(own, tokens=tokens, eval=views), self.row.setting)
+        config = replace(for_budgets(own), tokens=tokens, eval=views)
+        return at_setting(config, self.row.setting)
 
     def apply(self, trained: TrainedModel) -> TrainedModel:
         """The same model, which now selects as this row says."""
@@ -150,17 +151,17 @@ def with_budget(
     By the most accurate row of RUN/budgets.json with that budget; where there is no table, by the run's own selector,
     frames and size.
 
-    Raises ConfigError where the table has no such row, or clips have fewer tokens.
+    Raises ConfigError where the table has no such row, clips have fewer tokens, or the model takes whole frames alone.
     """
     if budget < 1:
         raise ConfigError(f"budget is {budget}; allowed: 1 or more")
+    own = for_budgets(trained.config)
     if (Path(run) / TABLE).is_file():
         table = read_table(run, trained)
         row = table.with_exactly(budget)
         tokens = from_dict(TokensConfig, table.conditions["tokens"])
-        own, setting, why = replace(trained.config, tokens=tokens), row.setting, f"{row} ({TABLE})"
+        own, setting, why = replace(own, tokens=tokens), row.setting, f"{row} ({TABLE})"
     else:
-        own = trained.config
         setting = Setting(own.data.num_frames, own.data.size, budget)
         why = (
             f"{setting}: the run's own clips; `onereel tune-budget` finds better ones for a budget"

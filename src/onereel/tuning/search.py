@@ -39,6 +39,7 @@ from onereel.tuning.settings import (
     budget_tokens,
     default_threads,
     fit_to,
+    for_budgets,
     own_setting,
     settings_to_measure,
     threads,
@@ -116,7 +117,8 @@ def _config(own: RunConfig, kind: str, num_clips: int | None, num_crops: int | N
         num_clips=own.eval.num_clips if num_clips is None else num_clips,
         num_crops=own.eval.num_crops if num_crops is None else num_crops,
     )
-    return replace(own, eval=views, tokens=budget_tokens(own.tokens, kind, 0))
+    tokens = budget_tokens(own.tokens, kind, 0)
+    return replace(for_budgets(own), eval=views, tokens=tokens)
 
 
 def _table_so_far(

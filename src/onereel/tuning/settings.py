@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from onereel import build
-from onereel.config import RunConfig, TokensConfig
+from onereel.config import DataConfig, RunConfig, TokensConfig
 from onereel.errors import ConfigError
 from onereel.evaluation.budget_table import Setting
 from onereel.loading import TrainedModel
@@ -68,6 +68,23 @@ def budget_tokens(tokens: TokensConfig, kind: str, count: int) -> TokensConfig:
         reference="adjacent",
         where="device",
     )
+
+
+def for_budgets(config: RunConfig) -> RunConfig:
+    """The configuration of a run whose clips may keep any of their tokens: without the cache of its training.
+
+    Raises ConfigError where its model takes whole frames alone.
+    """
+    backbone = config.model.backbone
+    if backbone:
+        raise ConfigError(
+            f"model.backbone is {backbone}, which sees whole frames and so takes no budget of tokens; allowed: models "
+            "without a backbone, factorised ones too. Train one (--model.pretrained WEIGHTS in place of "
+            "--model.backbone; ViT, DINOv2 and CLIP can be had so), or compare this one's frames and sizes: onereel "
+            "eval RUN --data.num-frames 8 --name frames8"
+        )
+    data = replace(config.data, cache="", cache_views=0, cache_dtype=DataConfig.cache_dtype)
+    return replace(config, data=data)
 
 
 def at_setting(config: RunConfig, setting: Setting) -> RunConfig:
