@@ -127,6 +127,15 @@ def test_advice_says_to_prepare_raw_files_first() -> None:
     assert "4 decoding cores" in advice(RATES, WORK, result, prepared=True, on_cpu=False)
 
 
+def test_advice_names_scaling_on_the_device_where_that_can_be_had() -> None:
+    result = forecast(rates(num_worker_cores=2), WORK)
+    said = [
+        advice(RATES, WORK, result, prepared=True, on_cpu=False, can_defer=can)
+        for can in (True, False)
+    ]
+    assert ["--data.scaling device" in one for one in said] == [True, False]
+
+
 def test_disk_rate_counts_what_it_read(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     sizes = {"a.mp4": 5_000_001, "sub/b.mp4": 300_000, "empty": 0}

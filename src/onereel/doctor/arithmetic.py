@@ -117,8 +117,16 @@ def forecast(rates: Rates, work: Workload) -> Forecast:
     )
 
 
-def advice(rates: Rates, work: Workload, result: Forecast, *, prepared: bool, on_cpu: bool) -> str:
-    """What to change first, for the part that limits."""
+def advice(
+    rates: Rates,
+    work: Workload,
+    result: Forecast,
+    *,
+    prepared: bool,
+    on_cpu: bool,
+    can_defer: bool = False,
+) -> str:
+    """What to change first, for the part that limits; `can_defer`: the device could scale what the workers do."""
     if result.limit == "io":
         return (
             "the disk limits: move the videos to a faster disk or into memory (/dev/shm), prepare with fewer "
@@ -131,6 +139,8 @@ def advice(rates: Rates, work: Workload, result: Forecast, *, prepared: bool, on
             if prepared
             else "prepare the videos first (`onereel prepare`)"
         )
+        if can_defer:
+            first += "; --data.scaling device lets the device scale clips"
         return (
             f"decoding limits: {first}; --data.repeats 2 halves the decodes; "
             f"the model would need {wanted} decoding cores, {rates.num_worker_cores} are set (--data.num-workers)"

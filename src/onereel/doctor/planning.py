@@ -241,7 +241,13 @@ def _conclude(
         longest_chunk_seconds=longest,
         io_share=result.device / result.io if disk.bytes_per_second else None,
         advice=advice(
-            rates, work, result, prepared=bool(config.data.store), on_cpu=rates.model_cores > 0
+            rates,
+            work,
+            result,
+            prepared=bool(config.data.store),
+            on_cpu=rates.model_cores > 0,
+            can_defer=(rates.model_cores, config.data.scaling, config.tokens.where)
+            == (0, "loader", "device"),
         ),
     )
 
