@@ -213,6 +213,7 @@ def _train_in(
     first = None if goes_on else _start(model, config, class_names, run if resume else None)
     objective = build.build_objective(config, model, load_teacher(config))
     plan = plan_steps(config, loader.num_batches, world.world_size)
+    schedule = create_schedule(config.optim, plan)
     run_on_main(lambda: held.enter_context(run_lock(run)))
     run_on_main(lambda: create_run(run, given, overwrite=overwrite, resume=resume))
     if first is not None:
@@ -240,7 +241,7 @@ def _train_in(
         loader,
         augment,
         create_optimizer(objective, config.optim),
-        create_schedule(config.optim, plan),
+        schedule,
         config=config,
         run=run,
         device=world.device,
