@@ -193,12 +193,7 @@ def everest_k400_vitb_finetune() -> RunConfig:
         base,
         tokens=TokensConfig(kind="redundancy", keep_ratio=0.6),
         model=replace(base.model, positions="sincos-1d", fc_norm=True),
-        optim=replace(
-            base.optim,
-            lr=1e-3,
-            lr_batch_size=512,  # clips: 256 videos
-            min_lr=2e-6,  # 1e-6 at 256 videos, x 512 / 256
-        ),
+        optim=replace(base.optim, lr=1e-3, min_lr=2e-6),  # 1e-6 at 256 videos, x 512 / 256
         train=replace(base.train, epochs=100, batch_size_per_device=16, global_batch_size=1024),
     )
 
