@@ -12,8 +12,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import onereel
-from onereel import loading
-from onereel.config import ModelConfig, RunConfig
+from onereel import build, loading
+from onereel.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TokensConfig
 from onereel.errors import ConfigError, OnereelError
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
@@ -37,6 +37,26 @@ def test_a_saved_model_comes_back_to_the_bit(options: dict[str, Any], tmp_path: 
     trained.save_pretrained(tmp_path / "again")
     for name in ("config.json", "README.md", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_heads_of_budgets_are_saved_with_their_model(tmp_path: Path) -> None:
+    config = RunConfig(
+        data=DataConfig(num_frames=4, size=32),
+        model=ModelConfig(name="vit_micro_patch8_32"),
+        objective=ObjectiveConfig(budgets=(32, 16, 8)),
+        tokens=TokensConfig(kind="group-dynamic", token_budget=16),
+    )
+    saved, clips = build.build_model(config, 3).eval(), torch.randn(2, 4, 3, 32, 32)
+    trained = onereel.load(saved.save_pretrained(tmp_path / "model", ("a", "b", "c")))
+    assert trained.class_names == ("a", "b", "c")
+    for given, back in zip(
+        saved.forward_budgets(clips, budgets=(32, 16, 8)),
+        trained.model.forward_budgets(clips, budgets=(32, 16, 8)),
+        strict=True,
+    ):
+        assert torch.equal(given.logits, back.logits)
+    with pytest.raises(ConfigError, match="2 class names for 3 classes"):
+        saved.save_pretrained(tmp_path / "x", ("a", "b"))
 
 
 def test_the_card_says_what_is_known(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from onereel.config import DataConfig, RunConfig, from_dict, to_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
 from onereel.models.dual_encoder import DualEncoder
-from onereel.models.heads import ClassificationHead
+from onereel.models.heads import BudgetHeads, ClassificationHead
 from onereel.models.pretrained.card import model_card
 from onereel.models.pretrained.reading import read_json
 from onereel.models.text import TOKENIZER
@@ -97,7 +97,7 @@ def write_folder(
 
 
 def _class_names(model: VideoModel, given: Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(model.head, ClassificationHead):
+    if not isinstance(model.head, ClassificationHead | BudgetHeads):
         raise ConfigError(
             "this video tower cannot be saved alone: save the dual encoder that it is part of"
         )
