@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,16 @@ def test_paths_of_the_machine_stay_at_home(tmp_path: Path) -> None:
     for name in ("config.json", "README.md"):
         assert "/home/me" not in (tmp_path / name).read_text()
     assert json.loads((tmp_path / "config.json").read_text())["config"]["recipe"] == "mine"
+
+
+@pytest.mark.parametrize("blocks", ["even", "first"])
+def test_where_a_temporal_half_started_stays_at_home(blocks: Any, tmp_path: Path) -> None:
+    saved = model(temporal_depth=2)
+    assert saved.config is not None
+    start = {"pretrained": "a", "temporal_init": "/home/me/vit", "temporal_blocks": blocks}
+    saved.config = replace(saved.config, model=replace(saved.config.model, **start))
+    config = onereel.load(saved.save_pretrained(tmp_path)).config
+    assert (config.model.temporal_init, config.model.temporal_blocks) == ("", "even")
 
 
 def test_starting_from_a_saved_model(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def portable(config: RunConfig) -> RunConfig:
     values["recipe"] = Path(config.recipe).stem
     # How it was trained is no part of a model that is used, and may name files.
     values["after"] = ""
-    values["model"] |= {"temporal_init": "", "keep_head": False}
+    values["model"] |= {"temporal_init": "", "temporal_blocks": "even", "keep_head": False}
     return from_dict(RunConfig, values)
 
 
