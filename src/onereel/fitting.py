@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OURS = "onereel"
+FIRST_POOLER = re.compile(r"^head\.(heads\.0\.)?pooler\.")
+OF_TOWERS = re.compile(r"video\.(encoder|head\.pooler)\.")
+"""What a video tower has in common with other models."""
 
 
 def encoder_of(model: Trainee) -> Encoder:
@@ -56,14 +59,14 @@ def to_start_from(
         if from_pairs and "video" not in parts:
             ours = name.removeprefix("video.")
         elif "video" in parts and not from_pairs:
-            ours = f"video.{name}"
+            ours = f"video.{FIRST_POOLER.sub('head.pooler.', name)}"
         if moves and ours.startswith("encoder.norm."):
             ours = ours.replace("encoder.norm.", "head.norm.")
             found.changes[ours] = "was the norm of the tokens"
         if from_pairs and ours == "head.fc.weight":
             found.left_out[name] = "into the space of captions"
-        elif "video" in parts and not from_pairs and ".encoder." not in ours:
-            found.left_out[name] = "of classes or pixels"
+        elif "video" in parts and not (from_pairs or OF_TOWERS.match(ours)):
+            found.left_out[name] = "of classes, pixels or smaller budgets"
         elif ours.split(".")[0] in parts:
             found.tensors[ours], found.origins[ours] = value, name
         else:
@@ -80,7 +83,7 @@ def _leave_poolers(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None
     if any(".pooler." in name for name in wanted):
         return
     for name in [
-        name for name in found.tensors if re.match(r"head\.(heads\.\d+\.)?pooler\.", name)
+        name for name in found.tensors if re.match(r"(video\.)?head\.(heads\.\d+\.)?pooler\.", name)
     ]:
         del found.tensors[name]
         found.left_out[found.origins.pop(name)] = "this model pools without attention"

@@ -1,0 +1,81 @@
+"""Weights of our own runs in models of another kind: what is carried, and where to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onereel import build
+from onereel.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TextConfig
+from onereel.loading import load_encoder
+from onereel.models.dual_encoder import DualEncoder
+from onereel.models.pretrained import LoadReport
+from onereel.models.text import Tokenizer
+from onereel.models.video_model import VideoModel
+
+TINY = RunConfig(
+    data=DataConfig(num_frames=4, size=32),
+    model=ModelConfig(name="vit_micro_patch16_32"),
+    text=TextConfig(size="micro", context_length=12, vocab_size=300, embed_dim=16),
+)
+
+
+def classifier(budgets: tuple[int, ...] = (), num_frames: int = 4, **model: Any) -> VideoModel:
+    config = replace(
+        TINY,
+        data=replace(TINY.data, num_frames=num_frames),
+        model=replace(TINY.model, **model),
+        objective=ObjectiveConfig(budgets=budgets),
+    )
+    return scattered(build.build_model(config, 3))
+
+
+def towers(source: Path | VideoModel, folder: Path, **model: Any) -> tuple[DualEncoder, LoadReport]:
+    """A dual encoder that started from `source`, which is saved into `folder` where it is a model."""
+    if isinstance(source, VideoModel):
+        source = source.save_pretrained(folder)
+    config = replace(
+        TINY,
+        model=replace(TINY.model, pretrained=str(source), **model),
+        objective=ObjectiveConfig(kind="contrastive"),
+    )
+    tokenizer = Tokenizer.train(["a red square", "a blue disc"], 300, 12)
+    started = build.build_dual_encoder(config, tokenizer)
+    return started, load_encoder(started, config)
+
+
+def scattered(model: Any) -> Any:
+    """`model` with weights of which none has a start's value."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize("budgets", [(), (8, 4)])
+def test_a_dual_encoder_takes_the_first_attention_pool(
+    budgets: tuple[int, ...], tmp_path: Path
+) -> None:
+    before = classifier(budgets, pool="attention")
+    started, report = towers(before, tmp_path, pool="attention")
+    own = before.head.heads[0] if budgets else before.head
+    pooler = started.video.head.pooler
+    assert pooler is not None
+    for name, value in own.pooler.state_dict().items():
+        assert torch.equal(pooler.state_dict()[name], value), name
+    assert not any("pooler" in name for name in report.new)
+    others = {name for name in before.state_dict() if name.startswith("head.heads.1.")}
+    assert others <= set(report.left_out)
+
+
+def test_a_dual_encoder_pools_as_it_is_told_to(tmp_path: Path) -> None:
+    before = classifier(pool="attention")
+    _, report = towers(before, tmp_path / "a", pool="cls")
+    assert report.left_out["head.pooler.q.weight"] == "this model pools without attention"
+    _, report = towers(classifier(pool="cls"), tmp_path / "b", pool="attention")
+    assert "video.head.pooler.q.weight" in report.new
