@@ -11,7 +11,7 @@ import torch
 
 from onereel import build
 from onereel.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TextConfig
-from onereel.loading import load_encoder
+from onereel.loading import load_dual_encoder, load_encoder
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.pretrained import LoadReport
 from onereel.models.text import Tokenizer
@@ -79,3 +79,33 @@ def test_a_dual_encoder_pools_as_it_is_told_to(tmp_path: Path) -> None:
     assert report.left_out["head.pooler.q.weight"] == "this model pools without attention"
     _, report = towers(classifier(pool="cls"), tmp_path / "b", pool="attention")
     assert "video.head.pooler.q.weight" in report.new
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_factorised_video_tower_starts_from_a_joint_run_and_from_other_clips(
+    depth: int, tmp_path: Path
+) -> None:
+    before = classifier(num_frames=8, positions="learned", temporal_depth=depth)
+    started, report = towers(before, tmp_path, positions="learned", temporal_depth=2)
+    ours, theirs = started.video.encoder.state_dict(), before.encoder.state_dict()
+    part = "spatial." if depth else ""
+    for name in ("blocks.3.fc2.weight", "norm.weight"):
+        assert torch.equal(ours[f"spatial.{name}"], theirs[f"{part}{name}"])
+    if depth:
+        assert report.changed["video.encoder.temporal.pos_embed"] == "interpolated from 4 to 2"
+        assert torch.equal(
+            ours["temporal.blocks.1.fc2.weight"], theirs["temporal.blocks.1.fc2.weight"]
+        )
+    else:
+        places = theirs["pos_embed"].unflatten(0, (4, 4)).mean(dim=0)
+        torch.testing.assert_close(ours["spatial.pos_embed"], places)
+        assert "video.encoder.temporal.blocks.0.fc2.weight" in report.new
+
+
+def test_a_factorised_dual_encoder_is_loaded_for_longer_clips(tmp_path: Path) -> None:
+    start = classifier(positions="learned")
+    before, _ = towers(start, tmp_path / "a", positions="learned", temporal_depth=2)
+    folder = before.save_pretrained(tmp_path / "b")
+    assert before.video.config is not None
+    config = replace(before.video.config, data=replace(TINY.data, num_frames=8))
+    assert load_dual_encoder(folder, config).model.video.encoder.grid.gt == 4

@@ -73,8 +73,9 @@ def to_start_from(
             found.left_out[name] = f"this model has no {ours.split('.')[0]}"
     _leave_poolers(found, wanted)
     _resize_tables(found, wanted)
-    if not isinstance(model, DualEncoder) and isinstance(model.encoder, FactorisedEncoder):
-        into_halves(found, model.encoder, num_times)
+    encoder = encoder_of(model)
+    if isinstance(encoder, FactorisedEncoder):
+        into_halves(found, encoder, num_times, "video." if "video" in parts else "")
     return found
 
 
