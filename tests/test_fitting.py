@@ -109,3 +109,24 @@ def test_a_factorised_dual_encoder_is_loaded_for_longer_clips(tmp_path: Path) ->
     assert before.video.config is not None
     config = replace(before.video.config, data=replace(TINY.data, num_frames=8))
     assert load_dual_encoder(folder, config).model.video.encoder.grid.gt == 4
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_the_last_norm_alone_becomes_that_of_the_head(depth: int, tmp_path: Path) -> None:
+    """A joint run's norm is that of each frame in a factorised encoder, as of foreign weights."""
+    before = classifier(temporal_depth=depth)
+    started = classifier(temporal_depth=2, fc_norm=True)
+    fresh = started.head.norm.weight.clone()
+    model = replace(
+        TINY.model,
+        temporal_depth=2,
+        fc_norm=True,
+        pretrained=str(before.save_pretrained(tmp_path)),
+    )
+    report = load_encoder(started, replace(TINY, model=model))
+    ours, theirs = started.state_dict(), before.state_dict()
+    of_frames = "encoder.spatial.norm.weight" if depth else "encoder.norm.weight"
+    assert torch.equal(ours["encoder.spatial.norm.weight"], theirs[of_frames])
+    last = theirs["encoder.temporal.norm.weight"] if depth else fresh
+    assert torch.equal(ours["head.norm.weight"], last)
+    assert ("head.norm.weight" in report.new) == (depth == 0)

@@ -52,6 +52,9 @@ def to_start_from(
     wanted = model.state_dict()
     norms = {"head.norm.weight", "head.heads.0.norm.weight"}
     moves = bool(norms & wanted.keys()) and not norms & tensors.keys()
+    encoder = encoder_of(model)
+    half = "temporal." if isinstance(encoder, FactorisedEncoder) else ""
+    last_norm = f"encoder.{half}norm."
     from_pairs = any(name.startswith("video.") for name in tensors)
     parts = {name for name, _ in model.named_children()}
     for name, value in tensors.items():
@@ -60,8 +63,8 @@ def to_start_from(
             ours = name.removeprefix("video.")
         elif "video" in parts and not from_pairs:
             ours = f"video.{FIRST_POOLER.sub('head.pooler.', name)}"
-        if moves and ours.startswith("encoder.norm."):
-            ours = ours.replace("encoder.norm.", "head.norm.")
+        if moves and ours.startswith(last_norm):
+            ours = ours.replace(last_norm, "head.norm.")
             found.changes[ours] = "was the norm of the tokens"
         if from_pairs and ours == "head.fc.weight":
             found.left_out[name] = "into the space of captions"
@@ -73,7 +76,6 @@ def to_start_from(
             found.left_out[name] = f"this model has no {ours.split('.')[0]}"
     _leave_poolers(found, wanted)
     _resize_tables(found, wanted)
-    encoder = encoder_of(model)
     if isinstance(encoder, FactorisedEncoder):
         into_halves(found, encoder, num_times, "video." if "video" in parts else "")
     return found
