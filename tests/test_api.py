@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ from onereel.config import (
     TrainConfig,
 )
 from onereel.errors import ConfigError, DataError, DecodeError
+from onereel.evaluation.classification import ClassificationResult
 from onereel.training import list_checkpoints
 
 TINY = RunConfig(
@@ -497,3 +499,20 @@ def test_epic_kitchens_trains_and_tests_actions_from_its_own_tables(
     assert found["num_videos"] == 2
     assert 0 <= found["top1"] <= found["verb_top1"] <= 1
     assert onereel.evaluate(tmp_path / "run").verb_top1 == found["verb_top1"]
+
+
+def test_a_full_disk_at_a_test_costs_no_training(
+    videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def save(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ClassificationResult, "save", save)
+    lists = {"data": str(videos / "train.csv"), "val": str(videos / "val.csv")}
+    config = replace(TINY, train=replace(TINY.train, eval_every=1))
+    result = onereel.train(config, **lists, out=tmp_path / "run")
+    assert (result.step, result.metrics) == (6, {})
+    assert "training goes on: [Errno 28] No space left on device" in caplog.text
