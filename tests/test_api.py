@@ -84,6 +84,7 @@ def test_a_run_folder_holds_everything(trained: Path) -> None:
         "examples",
     }
     assert wanted <= names
+    assert api.run_config(trained).train.global_batch_size == 2, "to go on on other devices"
     assert len(losses(trained)) == 6
     (evaluation,) = records(trained, "eval")
     result = json.loads((trained / "eval" / "val.json").read_text())

@@ -215,7 +215,7 @@ def _train_in(
     plan = plan_steps(config, loader.num_batches, world.world_size)
     schedule = create_schedule(config.optim, plan)
     run_on_main(lambda: held.enter_context(run_lock(run)))
-    run_on_main(lambda: create_run(run, given, overwrite=overwrite, resume=resume))
+    run_on_main(lambda: create_run(run, config, overwrite=overwrite, resume=resume))
     if first is not None:
         weights = str(_train_first(world, first, run))
         started = replace(config, after="", model=replace(config.model, pretrained=weights))

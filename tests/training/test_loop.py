@@ -187,8 +187,18 @@ def test_resuming_with_another_batch_is_refused(toy, tmp_path):
         .read_text()
         .replace('"batch_size_per_device": 4', '"batch_size_per_device": 2')
     )
-    with pytest.raises(ConfigError, match="steps_per_epoch was 6 and would be 12"):
+    remedy = (
+        r"global_batch_size was 4 and would be 2\..*set train.global_batch_size to 4 in its config"
+    )
+    with pytest.raises(ConfigError, match=remedy):
         toy.train(tmp_path, other, resume=True)
+
+
+def test_resuming_with_another_list_is_refused(toy, tmp_path):
+    toy.train(tmp_path, toy.toy_config())
+    loader = toy.ToyLoader(4, num_clips=20)
+    with pytest.raises(ConfigError, match=r"steps_per_epoch was 6 and would be 5\..*list"):
+        toy.train(tmp_path, toy.toy_config(), resume=True, loader=loader)
 
 
 def test_resuming_a_finished_run_only_evaluates(toy, tmp_path):
