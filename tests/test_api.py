@@ -27,6 +27,7 @@ from onereel.config import (
     RunConfig,
     TokensConfig,
     TrainConfig,
+    to_json,
 )
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.classification import ClassificationResult
@@ -517,3 +518,24 @@ def test_a_full_disk_at_a_test_costs_no_training(
     result = onereel.train(config, **lists, out=tmp_path / "run")
     assert (result.step, result.metrics) == (6, {})
     assert "training goes on: [Errno 28] No space left on device" in caplog.text
+
+
+def test_too_little_memory_shows_no_traceback(
+    videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def forward(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(build.models.ClassificationObjective, "forward", forward)
+    (tmp_path / "tiny.py").write_text(
+        "from onereel.config import from_json\n\n\ndef recipe():\n"
+        f"    return from_json({to_json(TINY)!r})\n"
+    )
+    arguments = ["train", str(tmp_path / "tiny.py"), "--data.train", str(videos / "train.csv")]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "train.batch_size_per_device" in said
+    assert "Traceback" not in said

@@ -201,6 +201,19 @@ def test_resuming_with_another_list_is_refused(toy, tmp_path):
         toy.train(tmp_path, toy.toy_config(), resume=True, loader=loader)
 
 
+def test_too_little_memory_is_an_error_with_the_remedies(toy, tmp_path):
+    class Large(toy.ToyObjective):
+        def forward(self, batch):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nand more")
+
+    remedies = (
+        r"step 1, which takes 4 clips.*batch_size_per_device: with train.global_batch_size 4 .*accum_steps.*"
+        r"model\.checkpointing.*\(CUDA out of memory\. Tried to allocate 20 GiB\.\)$"
+    )
+    with pytest.raises(ConfigError, match=remedies):
+        toy.train(tmp_path, toy.toy_config(), objective=Large())
+
+
 def test_resuming_a_finished_run_only_evaluates(toy, tmp_path):
     calls = []
 
