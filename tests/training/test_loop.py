@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+import weakref
 from collections import deque
 from types import SimpleNamespace
 
@@ -212,6 +213,15 @@ def test_too_little_memory_is_an_error_with_the_remedies(toy, tmp_path):
     )
     with pytest.raises(ConfigError, match=remedies):
         toy.train(tmp_path, toy.toy_config(), objective=Large())
+
+
+def test_a_resumed_run_lets_go_of_its_checkpoint(toy, tmp_path, monkeypatch):
+    toy.train(tmp_path, toy.toy_config())
+    state = toy.resume_state(tmp_path)
+    weights = weakref.ref(state["model"]["last.weight"])
+    monkeypatch.setattr(toy, "resume_state", lambda run: state)
+    assert toy.train(tmp_path, toy.toy_config(), resume=True).step == 12
+    assert weights() is None
 
 
 def test_resuming_a_finished_run_only_evaluates(toy, tmp_path):

@@ -62,6 +62,7 @@ def fit(
         augment: batch on the CPU (uint8) to batch on the device (normalised floats).
         schedule: learning rate of step i, from 0.
         evaluate: called every `train.eval_every` epochs and at the end, with the averaged weights if there are.
+        resume: emptied once it is read, so that nobody holds it in memory.
 
     Raises:
         NonFiniteError: NaN or infinite loss or gradient; the checkpoints are from before it.
@@ -77,6 +78,7 @@ def fit(
     state = TrainState(objective, optimizer, ema, meter, plan)
     if resume is not None:
         state.load_state_dict(resume)
+        resume.clear()  # host memory as large as the model and its optimiser, until the run ends
     take_step = TrainStep(objective, optimizer, schedule, augment, config, device)
     facts = {"config": to_dict(config), "class_names": list(class_names), "versions": versions()}
     saver = Saver(run, config.train.keep_checkpoints, facts)
