@@ -111,6 +111,17 @@ def test_paths_of_the_machine_stay_at_home(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["config"]["recipe"] == "mine"
 
 
+def test_the_card_names_the_backbone_that_loading_asks_for(tmp_path: Path) -> None:
+    saved = onereel.create_model(
+        "vit_micro_patch16_32", 3, num_frames=4, tubelet_size=1, temporal_depth=2, frozen="spatial"
+    )
+    assert saved.config is not None
+    named = replace(saved.config.model, backbone="facebook/dinov2-base")
+    saved.config = replace(saved.config, model=named)
+    card = (saved.save_pretrained(tmp_path) / "README.md").read_text()
+    assert "| backbone | `facebook/dinov2-base`, which must be there too" in card
+
+
 @pytest.mark.parametrize("blocks", ["even", "first"])
 def test_where_a_temporal_half_started_stays_at_home(blocks: Any, tmp_path: Path) -> None:
     saved = model(temporal_depth=2)

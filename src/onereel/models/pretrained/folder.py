@@ -108,7 +108,7 @@ def _class_names(model: VideoModel, given: Sequence[str]) -> tuple[str, ...]:
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """`config` without the paths of the machine that it ran on."""
+    """`config` without the paths of the machine that it ran on, but for `model.backbone`: loading asks for it again."""
     values = to_dict(config)
     values["data"] |= dict.fromkeys(("train", "val", "root", "store", "cache"), "")
     values["data"] |= {"cache_views": 0, "cache_dtype": DataConfig.cache_dtype}
