@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -26,8 +27,10 @@ from onereel.config import (
     RunConfig,
     TokensConfig,
     TrainConfig,
+    to_json,
 )
 from onereel.errors import ConfigError, DataError, DecodeError
+from onereel.evaluation.classification import ClassificationResult
 from onereel.training import list_checkpoints
 
 TINY = RunConfig(
@@ -82,6 +85,7 @@ def test_a_run_folder_holds_everything(trained: Path) -> None:
         "examples",
     }
     assert wanted <= names
+    assert api.run_config(trained).train.global_batch_size == 2, "to go on on other devices"
     assert len(losses(trained)) == 6
     (evaluation,) = records(trained, "eval")
     result = json.loads((trained / "eval" / "val.json").read_text())
@@ -497,3 +501,41 @@ def test_epic_kitchens_trains_and_tests_actions_from_its_own_tables(
     assert found["num_videos"] == 2
     assert 0 <= found["top1"] <= found["verb_top1"] <= 1
     assert onereel.evaluate(tmp_path / "run").verb_top1 == found["verb_top1"]
+
+
+def test_a_full_disk_at_a_test_costs_no_training(
+    videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def save(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ClassificationResult, "save", save)
+    lists = {"data": str(videos / "train.csv"), "val": str(videos / "val.csv")}
+    config = replace(TINY, train=replace(TINY.train, eval_every=1))
+    result = onereel.train(config, **lists, out=tmp_path / "run")
+    assert (result.step, result.metrics) == (6, {})
+    assert "training goes on: [Errno 28] No space left on device" in caplog.text
+
+
+def test_too_little_memory_shows_no_traceback(
+    videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def forward(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(build.models.ClassificationObjective, "forward", forward)
+    (tmp_path / "tiny.py").write_text(
+        "from onereel.config import from_json\n\n\ndef recipe():\n"
+        f"    return from_json({to_json(TINY)!r})\n"
+    )
+    arguments = ["train", str(tmp_path / "tiny.py"), "--data.train", str(videos / "train.csv")]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "train.batch_size_per_device" in said
+    assert "Traceback" not in said

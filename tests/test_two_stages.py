@@ -189,7 +189,9 @@ def summed_gradients(
 ) -> dict[str, torch.Tensor]:
     """The gradient of the mean loss over the clips of these micro-batches."""
     train = replace(config.train, accum_steps=len(parts), precision=precision)
-    config = replace(config, train=train, optim=replace(config.optim, kind="sgd", lr=0.0))
+    config = replace(
+        config, train=train, optim=replace(config.optim, kind="sgd", lr=0.0, min_lr=0.0)
+    )
     objective = build.build_objective(config, model_of(config)).train()
     take = TrainStep(
         objective,

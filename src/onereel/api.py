@@ -213,8 +213,9 @@ def _train_in(
     first = None if goes_on else _start(model, config, class_names, run if resume else None)
     objective = build.build_objective(config, model, load_teacher(config))
     plan = plan_steps(config, loader.num_batches, world.world_size)
+    schedule = create_schedule(config.optim, plan)
     run_on_main(lambda: held.enter_context(run_lock(run)))
-    run_on_main(lambda: _create(run, given, overwrite, resume))
+    run_on_main(lambda: _create(run, config, overwrite, resume))
     if first is not None:
         weights = str(_train_first(world, first, run))
         started = replace(config, after="", model=replace(config.model, pretrained=weights))
@@ -242,7 +243,7 @@ def _train_in(
         loader,
         augment,
         create_optimizer(objective, config.optim),
-        create_schedule(config.optim, plan),
+        schedule,
         config=config,
         run=run,
         device=world.device,

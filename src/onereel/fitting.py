@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OURS = "onereel"
+FIRST_POOLER = re.compile(r"^head\.(heads\.0\.)?pooler\.")
+OF_TOWERS = re.compile(r"video\.(encoder|head\.pooler)\.")
+"""What a video tower has in common with other models."""
 
 
 def encoder_of(model: Trainee) -> Encoder:
@@ -49,6 +52,9 @@ def to_start_from(
     wanted = model.state_dict()
     norms = {"head.norm.weight", "head.heads.0.norm.weight"}
     moves = bool(norms & wanted.keys()) and not norms & tensors.keys()
+    encoder = encoder_of(model)
+    half = "temporal." if isinstance(encoder, FactorisedEncoder) else ""
+    last_norm = f"encoder.{half}norm."
     from_pairs = any(name.startswith("video.") for name in tensors)
     parts = {name for name, _ in model.named_children()}
     for name, value in tensors.items():
@@ -56,22 +62,22 @@ def to_start_from(
         if from_pairs and "video" not in parts:
             ours = name.removeprefix("video.")
         elif "video" in parts and not from_pairs:
-            ours = f"video.{name}"
-        if moves and ours.startswith("encoder.norm."):
-            ours = ours.replace("encoder.norm.", "head.norm.")
+            ours = f"video.{FIRST_POOLER.sub('head.pooler.', name)}"
+        if moves and ours.startswith(last_norm):
+            ours = ours.replace(last_norm, "head.norm.")
             found.changes[ours] = "was the norm of the tokens"
         if from_pairs and ours == "head.fc.weight":
             found.left_out[name] = "into the space of captions"
-        elif "video" in parts and not from_pairs and ".encoder." not in ours:
-            found.left_out[name] = "of classes or pixels"
+        elif "video" in parts and not (from_pairs or OF_TOWERS.match(ours)):
+            found.left_out[name] = "of classes, pixels or smaller budgets"
         elif ours.split(".")[0] in parts:
             found.tensors[ours], found.origins[ours] = value, name
         else:
             found.left_out[name] = f"this model has no {ours.split('.')[0]}"
     _leave_poolers(found, wanted)
     _resize_tables(found, wanted)
-    if not isinstance(model, DualEncoder) and isinstance(model.encoder, FactorisedEncoder):
-        into_halves(found, model.encoder, num_times)
+    if isinstance(encoder, FactorisedEncoder):
+        into_halves(found, encoder, num_times, "video." if "video" in parts else "")
     return found
 
 
@@ -80,7 +86,7 @@ def _leave_poolers(found: Converted, wanted: Mapping[str, torch.Tensor]) -> None
     if any(".pooler." in name for name in wanted):
         return
     for name in [
-        name for name in found.tensors if re.match(r"head\.(heads\.\d+\.)?pooler\.", name)
+        name for name in found.tensors if re.match(r"(video\.)?head\.(heads\.\d+\.)?pooler\.", name)
     ]:
         del found.tensors[name]
         found.left_out[found.origins.pop(name)] = "this model pools without attention"

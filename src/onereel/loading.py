@@ -49,8 +49,8 @@ from onereel.training import holds_run, is_checkpoint, is_main, latest_valid, ru
 
 logger = logging.getLogger(__name__)
 
-MAY_BE_NEW_IN_PAIRS = rf"{CLIP_MAY_BE_NEW}|text\."
-"""Weights of a video model have no text tower."""
+MAY_BE_NEW_IN_PAIRS = rf"{CLIP_MAY_BE_NEW}|video\.({MAY_BE_NEW})|text\."
+"""Weights of a video model have no text tower; in the video tower, what may in others."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class Validation:
         self,
         objective: AnyObjective,
     ) -> dict[str, float]:
-        """The numbers for the log. A test that fails is said, and costs no training: `onereel eval` repeats it."""
+        """The numbers for the log. A test that fails, or whose result the disk does not take, is said, and costs no
+        training: `onereel eval` repeats it."""
         try:
             if isinstance(objective, MaskedObjective | DistillationObjective):
                 return evaluate_loss(
@@ -105,7 +106,7 @@ class Validation:
                     precision=self.config.train.precision,
                 )
             return self.result(objective.model, RESULT).figures()
-        except OnereelError as error:
+        except (OnereelError, OSError) as error:
             logger.error("the evaluation failed, training goes on: %s", error)
             return {}
 

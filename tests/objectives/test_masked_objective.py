@@ -199,3 +199,22 @@ def test_a_clip_can_be_learned_by_heart() -> None:
     assert torch.equal(shown.clips[~hidden], clips[~hidden])
     error = (shown.clips - clips)[hidden].square().mean() / clips.var()
     assert 0 < error < 0.4
+
+
+def test_patches_embedded_twice_under_autocast_give_every_weight_its_gradient() -> None:
+    """Once without gradients, to be scored, and then with them: no cast of the weights may outlive the first."""
+    tokens = TokensConfig(kind="redundancy", keep_ratio=0.5)
+    learned = objective(replace(CONFIG, tokens=tokens)).train()
+    gradients = []
+    for enabled in (False, True):
+        learned.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = learned(batch())["loss"]
+        loss.backward()
+        gradients.append({name: p.grad for name, p in learned.named_parameters()})
+    full, half = gradients
+    for name, gradient in full.items():
+        assert gradient is not None, name
+        assert half[name] is not None, name
+        away = (half[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert away < 0.1, (name, float(away))

@@ -47,8 +47,7 @@ def test_the_encoder_takes_clips_weights(name):
 
 
 def test_rates_of_fine_tuning_follow_the_batch():
-    rates = {}
     for name in ("avion_ek100_cls_vitb", "avion_ek100_cls_vitl"):
-        config = load_recipe(name)
-        rates[name[-1]] = scaled_lr(config.optim, GLOBAL[name])
-    assert rates == {"b": pytest.approx(3e-3 * 512 / 128), "l": pytest.approx(3e-3 * 192 / 128)}
+        optim, clips = load_recipe(name).optim, GLOBAL[name]
+        rates = (scaled_lr(optim, clips), optim.min_lr, optim.warmup_lr)
+        assert rates == pytest.approx([rate * clips / 128 for rate in (3e-3, 1e-5, 1e-6)])

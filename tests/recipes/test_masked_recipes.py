@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from onereel.recipes import load_recipe
+from onereel.training import on_devices
 from onereel.training.plan import scaled_lr
 
 # recipe: clips per step as published, and then the rate, the last rate, and the probability of mirroring.
@@ -28,7 +29,9 @@ MASKED = {
 def test_rates_and_mirroring_of_masked_runs_and_their_fine_tuning(name: str) -> None:
     clips, lr, min_lr, hflip_prob = MASKED[name]
     config = load_recipe(name)
-    assert clips % config.train.batch_size_per_device == 0
+    for num_devices in (1, 4, 8):
+        train = on_devices(config.train, num_devices)
+        assert train.batch_size_per_device * train.accum_steps * num_devices == clips
     assert scaled_lr(config.optim, clips) == pytest.approx(lr)
     assert config.optim.min_lr == pytest.approx(min_lr)
     assert config.augment.hflip_prob == hflip_prob

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+import weakref
 from collections import deque
 from types import SimpleNamespace
 
@@ -187,8 +188,40 @@ def test_resuming_with_another_batch_is_refused(toy, tmp_path):
         .read_text()
         .replace('"batch_size_per_device": 4', '"batch_size_per_device": 2')
     )
-    with pytest.raises(ConfigError, match="steps_per_epoch was 6 and would be 12"):
+    remedy = (
+        r"global_batch_size was 4 and would be 2\..*set train.global_batch_size to 4 in its config"
+    )
+    with pytest.raises(ConfigError, match=remedy):
         toy.train(tmp_path, other, resume=True)
+
+
+def test_resuming_with_another_list_is_refused(toy, tmp_path):
+    toy.train(tmp_path, toy.toy_config())
+    loader = toy.ToyLoader(4, num_clips=20)
+    with pytest.raises(ConfigError, match=r"steps_per_epoch was 6 and would be 5\..*list"):
+        toy.train(tmp_path, toy.toy_config(), resume=True, loader=loader)
+
+
+def test_too_little_memory_is_an_error_with_the_remedies(toy, tmp_path):
+    class Large(toy.ToyObjective):
+        def forward(self, batch):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nand more")
+
+    remedies = (
+        r"step 1, which takes 4 clips.*batch_size_per_device: with train.global_batch_size 4 .*accum_steps.*"
+        r"model\.checkpointing.*\(CUDA out of memory\. Tried to allocate 20 GiB\.\)$"
+    )
+    with pytest.raises(ConfigError, match=remedies):
+        toy.train(tmp_path, toy.toy_config(), objective=Large())
+
+
+def test_a_resumed_run_lets_go_of_its_checkpoint(toy, tmp_path, monkeypatch):
+    toy.train(tmp_path, toy.toy_config())
+    state = toy.resume_state(tmp_path)
+    weights = weakref.ref(state["model"]["last.weight"])
+    monkeypatch.setattr(toy, "resume_state", lambda run: state)
+    assert toy.train(tmp_path, toy.toy_config(), resume=True).step == 12
+    assert weights() is None
 
 
 def test_resuming_a_finished_run_only_evaluates(toy, tmp_path):

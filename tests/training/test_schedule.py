@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onereel.config import OptimConfig
+from onereel.errors import ConfigError
 from onereel.training import StepPlan, create_schedule
 from onereel.training.plan import scaled_lr
 from onereel.training.schedule import CosineSchedule
@@ -46,3 +47,17 @@ def test_the_rate_scales_with_the_global_batch():
     plan = StepPlan(10, 10, accum_steps=2, global_batch_size=64)
     schedule = create_schedule(OptimConfig(lr=1e-3, warmup_epochs=2), plan)
     assert schedule(20) == pytest.approx(2.5e-4)
+
+
+@pytest.mark.parametrize("end", ["min_lr", "warmup_lr"])
+def test_an_end_above_the_scaled_rate_is_an_error_that_names_all_three(end):
+    plan = StepPlan(10, 10, accum_steps=1, global_batch_size=32)
+    optim = OptimConfig(**({"lr": 1.6e-4, "min_lr": 1e-6} | {end: 8e-5}))
+    with pytest.raises(ConfigError, match=rf"optim\.{end} is 8e-05.* 2e-05 at 32 clips"):
+        create_schedule(optim, plan)
+
+
+def test_a_constant_rate_is_allowed_and_without_a_warm_up_its_start_does_not_count():
+    plan = StepPlan(10, 10, accum_steps=1, global_batch_size=256)
+    optim = OptimConfig(lr=3e-7, min_lr=3e-7, warmup_lr=1e-6, warmup_epochs=0)
+    assert {create_schedule(optim, plan)(step) for step in range(100)} == {3e-7}

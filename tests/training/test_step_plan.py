@@ -65,6 +65,12 @@ def test_a_step_takes_as_many_clips_on_any_number_of_devices(num_devices):
     assert on_devices(TrainConfig(accum_steps=3), num_devices).accum_steps == 3
 
 
+def test_a_run_goes_on_with_the_clips_per_step_that_it_began_with_on_fewer_devices():
+    begun = on_devices(TrainConfig(batch_size_per_device=8, accum_steps=2), 8)
+    assert begun.global_batch_size == 128
+    assert on_devices(begun, 4).accum_steps == 4
+
+
 def test_a_step_that_cannot_have_that_many_clips_is_refused():
     for num_devices in (3, 16):
         with pytest.raises(ConfigError, match="multiple of"):

@@ -2,7 +2,8 @@
 
 None of these has been run by us yet: they need more than this project's machine. The small ones that do run here are
 in `recipes/actions.py`. Learning rates are stated for 256 clips and scaled by the global batch, as published; rates
-at the ends of the schedule are not scaled here, so they stand scaled to the published batch.
+at the ends of the schedule are not scaled here, so they stand scaled to the published batch, which is that of every
+step on 1, 4 or 8 devices alike.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def videomae_k400_vitb() -> RunConfig:
             weight_decay=0.05,
             betas=(0.9, 0.95),
         ),
-        train=TrainConfig(epochs=800, batch_size_per_device=32),
+        train=TrainConfig(epochs=800, batch_size_per_device=32, global_batch_size=2048),
     )
 
 
@@ -87,7 +88,7 @@ def avion_videomae_k400_vitb() -> RunConfig:
         base,
         augment=AugmentConfig(hflip_prob=0.5),
         optim=replace(base.optim, min_lr=1e-5, warmup_lr=1e-6),  # at its batch of 256
-        train=replace(base.train, batch_size_per_device=64),
+        train=replace(base.train, global_batch_size=256),
     )
 
 
@@ -104,7 +105,7 @@ def everest_ucf101_vitb() -> RunConfig:
         tokens=EVEREST_TOKENS,
         objective=EVEREST_MASKS,
         optim=replace(base.optim, lr=1e-3, min_lr=7.5e-6),  # 1e-5 at 256 clips, x 192 / 256
-        train=TrainConfig(epochs=3200, batch_size_per_device=24),
+        train=TrainConfig(epochs=3200, batch_size_per_device=24, global_batch_size=192),
     )
 
 
@@ -132,7 +133,7 @@ def everest_ucf101_vitb_finetune() -> RunConfig:
             weight_decay=0.05,
             layer_decay=0.75,
         ),
-        train=TrainConfig(epochs=100, batch_size_per_device=16),
+        train=TrainConfig(epochs=100, batch_size_per_device=16, global_batch_size=128),
         eval=EvalConfig(num_clips=5, num_crops=3),
     )
 
@@ -192,13 +193,8 @@ def everest_k400_vitb_finetune() -> RunConfig:
         base,
         tokens=TokensConfig(kind="redundancy", keep_ratio=0.6),
         model=replace(base.model, positions="sincos-1d", fc_norm=True),
-        optim=replace(
-            base.optim,
-            lr=1e-3,
-            lr_batch_size=512,  # clips: 256 videos
-            min_lr=2e-6,  # 1e-6 at 256 videos, x 512 / 256
-        ),
-        train=replace(base.train, epochs=100, batch_size_per_device=16),
+        optim=replace(base.optim, lr=1e-3, min_lr=2e-6),  # 1e-6 at 256 videos, x 512 / 256
+        train=replace(base.train, epochs=100, batch_size_per_device=16, global_batch_size=1024),
     )
 
 

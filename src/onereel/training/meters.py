@@ -82,7 +82,7 @@ class Meter:
         return {name: value / num_clips for name, value in sums.items()} | whole
 
     def rates(self, steps_left: int) -> dict[str, float]:
-        """Speed, waiting, tokens and memory since the last line, and seconds left; starts anew."""
+        """Speed, waiting and tokens since the last line, most memory so far, and seconds left; starts anew."""
         seconds = max(time.perf_counter() - self._start, 1e-9)
         counts = self._counts
         rates = {
@@ -100,7 +100,7 @@ class Meter:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory that tensors held on a CUDA device; on CPU, most that this process held."""
+    """Most memory that tensors held on a CUDA device so far; on CPU, most that this process held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux

@@ -74,19 +74,21 @@ class StepPlan:
 
 
 def on_devices(train: TrainConfig, num_devices: int) -> TrainConfig:
-    """The settings for this number of devices: `accum_steps` such that a step takes `global_batch_size` clips.
+    """The settings for this number of devices: `accum_steps` such that a step takes `global_batch_size` clips, or
+    where that is 0 the `global_batch_size` that follows from `accum_steps`.
 
     Raises:
         ConfigError: no whole number of micro-steps does.
     """
-    if train.global_batch_size == 0:
-        return train
     at_once = train.batch_size_per_device * num_devices
+    if train.global_batch_size == 0:
+        return replace(train, global_batch_size=at_once * train.accum_steps)
     accum_steps, rest = divmod(train.global_batch_size, at_once)
     if rest or not accum_steps:
         raise ConfigError(
             f"train.global_batch_size is {train.global_batch_size}, and {num_devices} devices take {at_once} clips at "
-            f"once; allowed: a multiple of {at_once}. Change it, or train.batch_size_per_device"
+            f"once; allowed: a multiple of {at_once}. Use another number of devices, or change it or "
+            "train.batch_size_per_device; a run that goes on cannot change them"
         )
     return replace(train, accum_steps=accum_steps)
 

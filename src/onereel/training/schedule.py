@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from onereel.config import OptimConfig
+from onereel.errors import ConfigError
 from onereel.training.plan import StepPlan, scaled_lr
 
 
@@ -32,11 +33,23 @@ class CosineSchedule:
 
 
 def create_schedule(optim: OptimConfig, plan: StepPlan) -> CosineSchedule:
-    """The schedule of a run; a warm-up longer than the run is cut to it."""
-    return CosineSchedule(
+    """The schedule of a run; a warm-up longer than the run is cut to it.
+
+    Raises:
+        ConfigError: the rate at either end is above the scaled one between them.
+    """
+    schedule = CosineSchedule(
         lr=scaled_lr(optim, plan.global_batch_size),
         warmup_lr=optim.warmup_lr,
         min_lr=optim.min_lr,
         warmup_steps=min(round(optim.warmup_epochs * plan.steps_per_epoch), plan.total_steps),
         total_steps=plan.total_steps,
     )
+    for name in ("min_lr", *(["warmup_lr"] if schedule.warmup_steps else [])):
+        end = getattr(schedule, name)
+        if end > schedule.lr:
+            raise ConfigError(
+                f"optim.{name} is {end:g}, and the learning rate is {schedule.lr:g} at {plan.global_batch_size} clips "
+                f"per step; allowed: up to that. Lower optim.{name}, or raise optim.lr or train.global_batch_size"
+            )
+    return schedule

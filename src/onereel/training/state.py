@@ -19,6 +19,14 @@ from onereel.training.plan import StepPlan
 
 logger = logging.getLogger(__name__)
 
+GOES_ON_WITH = {
+    "global_batch_size": "Resume it on as many devices as it began on, or set train.global_batch_size to {} in its "
+    "config.json, from which the micro-steps of any number of devices follow",
+    "steps_per_epoch": "Its training list has other entries now, or others of them are held out: give it back the list "
+    "that it began with",
+}
+"""What a run keeps, and what to do where it would not."""
+
 
 @dataclass
 class TrainState:
@@ -59,13 +67,11 @@ class TrainState:
             ConfigError: steps now take another number of clips, or epochs another number of steps, so the run
                 could not go on as it began.
         """
-        for name in ("steps_per_epoch", "global_batch_size"):
+        for name, remedy in GOES_ON_WITH.items():
             now, then = getattr(self.plan, name), state[name]
             if now != then:
                 raise ConfigError(
-                    f"the run cannot be resumed: its {name} was {then} and would be {now}. Use the same data, and "
-                    "choose train.batch_size_per_device, train.accum_steps and the number of devices so that "
-                    "their product is what it was."
+                    f"the run cannot be resumed: its {name} was {then} and would be {now}. {remedy.format(then)}"
                 )
         self.objective.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -125,8 +125,9 @@ class TrainStep:
     An objective whose loss compares the clips of a whole step (see `Coupled`) sees its micro-batches twice: first
     without gradients, for what the loss needs of each, then as any other, with what the loss has to say to it.
 
-    Random numbers inside the model (dropout, drop path) are a function of the seed, the step and the number of the
-    micro-batch within it, counted over all processes as the loader counts; no random state is kept.
+    Dropout, drop path and selectors draw from one generator per clip (`seeding.clip_generators`). Whatever else draws
+    inside the model has PyTorch's own, seeded with the seed, the step and the number of the micro-batch within it,
+    counted over all processes as the loader counts; no random state is kept.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import onereel
-from onereel import loading
-from onereel.config import ModelConfig, RunConfig
+from onereel import build, loading
+from onereel.config import DataConfig, ModelConfig, ObjectiveConfig, RunConfig, TokensConfig
 from onereel.errors import ConfigError, OnereelError
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
@@ -37,6 +38,26 @@ def test_a_saved_model_comes_back_to_the_bit(options: dict[str, Any], tmp_path: 
     trained.save_pretrained(tmp_path / "again")
     for name in ("config.json", "README.md", "model.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_heads_of_budgets_are_saved_with_their_model(tmp_path: Path) -> None:
+    config = RunConfig(
+        data=DataConfig(num_frames=4, size=32),
+        model=ModelConfig(name="vit_micro_patch8_32"),
+        objective=ObjectiveConfig(budgets=(32, 16, 8)),
+        tokens=TokensConfig(kind="group-dynamic", token_budget=16),
+    )
+    saved, clips = build.build_model(config, 3).eval(), torch.randn(2, 4, 3, 32, 32)
+    trained = onereel.load(saved.save_pretrained(tmp_path / "model", ("a", "b", "c")))
+    assert trained.class_names == ("a", "b", "c")
+    for given, back in zip(
+        saved.forward_budgets(clips, budgets=(32, 16, 8)),
+        trained.model.forward_budgets(clips, budgets=(32, 16, 8)),
+        strict=True,
+    ):
+        assert torch.equal(given.logits, back.logits)
+    with pytest.raises(ConfigError, match="2 class names for 3 classes"):
+        saved.save_pretrained(tmp_path / "x", ("a", "b"))
 
 
 def test_the_card_says_what_is_known(tmp_path: Path) -> None:
@@ -88,6 +109,27 @@ def test_paths_of_the_machine_stay_at_home(tmp_path: Path) -> None:
     for name in ("config.json", "README.md"):
         assert "/home/me" not in (tmp_path / name).read_text()
     assert json.loads((tmp_path / "config.json").read_text())["config"]["recipe"] == "mine"
+
+
+def test_the_card_names_the_backbone_that_loading_asks_for(tmp_path: Path) -> None:
+    saved = onereel.create_model(
+        "vit_micro_patch16_32", 3, num_frames=4, tubelet_size=1, temporal_depth=2, frozen="spatial"
+    )
+    assert saved.config is not None
+    named = replace(saved.config.model, backbone="facebook/dinov2-base")
+    saved.config = replace(saved.config, model=named)
+    card = (saved.save_pretrained(tmp_path) / "README.md").read_text()
+    assert "| backbone | `facebook/dinov2-base`, which must be there too" in card
+
+
+@pytest.mark.parametrize("blocks", ["even", "first"])
+def test_where_a_temporal_half_started_stays_at_home(blocks: Any, tmp_path: Path) -> None:
+    saved = model(temporal_depth=2)
+    assert saved.config is not None
+    start = {"pretrained": "a", "temporal_init": "/home/me/vit", "temporal_blocks": blocks}
+    saved.config = replace(saved.config, model=replace(saved.config.model, **start))
+    config = onereel.load(saved.save_pretrained(tmp_path)).config
+    assert (config.model.temporal_init, config.model.temporal_blocks) == ("", "even")
 
 
 def test_starting_from_a_saved_model(tmp_path: Path) -> None:

@@ -94,7 +94,13 @@ def test_a_model_of_ours_gives_its_own_logits_in_transformers(foreign: Any, tmp_
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"positions": "sincos", "fc_norm": True}, {"fc_norm": True, "qk_norm": True}]
+    "options",
+    [
+        {},
+        {"positions": "sincos", "fc_norm": True},
+        {"fc_norm": True, "qk_norm": True},
+        {"fc_norm": True, "local_positions": True},
+    ],
 )
 def test_what_videomae_cannot_express_is_refused(
     options: dict[str, Any], foreign: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -104,6 +110,17 @@ def test_what_videomae_cannot_express_is_refused(
     assert main([*arguments, str(tmp_path / "theirs")]) == 2
     assert "it needs one trained with model." in capsys.readouterr().err
     assert not (tmp_path / "theirs").exists()
+
+
+def test_heads_of_budgets_have_no_place_in_videomaes_layout(
+    foreign: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = foreign.ours(fc_norm=True).config
+    config = replace(config, objective=ObjectiveConfig(budgets=(36, 18)))
+    build.build_model(config, 3).save_pretrained(tmp_path / "ours")
+    arguments = ["convert", str(tmp_path / "ours"), "--to", "videomae", "--out"]
+    assert main([*arguments, str(tmp_path / "theirs")]) == 2
+    assert "trained with no objective.budgets" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("container", ["model", "module", "state_dict"])

@@ -67,6 +67,10 @@ def _what(model: VideoModel | DualEncoder, config: RunConfig) -> str:
         f"with {num_kept or grid.num_tokens} tokens (FLOPs are twice as many)",
         "pixels": f"RGB in 0..1, mean {config.augment.mean}, standard deviation {config.augment.std}",
     }
+    if config.model.backbone:
+        rows["backbone"] = (
+            f"`{config.model.backbone}`, which must be there too where this model is loaded"
+        )
     if isinstance(model, DualEncoder):
         rows["text"] = (
             f"{config.text.size} tower, {model.tokenizer.vocab_size} byte pairs, at most "

@@ -21,7 +21,7 @@ from onereel.config import DataConfig, RunConfig, from_dict, to_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
 from onereel.models.dual_encoder import DualEncoder
-from onereel.models.heads import ClassificationHead
+from onereel.models.heads import BudgetHeads, ClassificationHead
 from onereel.models.pretrained.card import model_card
 from onereel.models.pretrained.reading import read_json
 from onereel.models.text import TOKENIZER
@@ -97,7 +97,7 @@ def write_folder(
 
 
 def _class_names(model: VideoModel, given: Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(model.head, ClassificationHead):
+    if not isinstance(model.head, ClassificationHead | BudgetHeads):
         raise ConfigError(
             "this video tower cannot be saved alone: save the dual encoder that it is part of"
         )
@@ -108,7 +108,7 @@ def _class_names(model: VideoModel, given: Sequence[str]) -> tuple[str, ...]:
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """`config` without the paths of the machine that it ran on."""
+    """`config` without the paths of the machine that it ran on, but for `model.backbone`: loading asks for it again."""
     values = to_dict(config)
     values["data"] |= dict.fromkeys(("train", "val", "root", "store", "cache"), "")
     values["data"] |= {"cache_views": 0, "cache_dtype": DataConfig.cache_dtype}
@@ -116,7 +116,7 @@ def portable(config: RunConfig) -> RunConfig:
     values["recipe"] = Path(config.recipe).stem
     # How it was trained is no part of a model that is used, and may name files.
     values["after"] = ""
-    values["model"] |= {"temporal_init": "", "keep_head": False}
+    values["model"] |= {"temporal_init": "", "temporal_blocks": "even", "keep_head": False}
     return from_dict(RunConfig, values)
 
 

@@ -22,38 +22,40 @@ NOT_OF_FRAMES = {
 Choice = Literal["even", "first"]
 
 
-def into_halves(found: Converted, encoder: FactorisedEncoder, num_times: int = 1) -> None:
+def into_halves(
+    found: Converted, encoder: FactorisedEncoder, num_times: int = 1, prefix: str = ""
+) -> None:
     """Put what is not of a factorised encoder into the spatial half, and fit both tables of positions; in place.
 
     Args:
         found: under our names, those of a factorised encoder or of a joint one (`encoder.…`).
         num_times: times in the joint encoder's learned table of positions; a place gets the mean of its own.
+        prefix: in front of these names ("video." in a dual encoder).
     """
-    if not is_factorised(found):
-        for name in [name for name in found.tensors if name.startswith(ENCODER)]:
-            part = name.removeprefix(ENCODER)
+    joint, places = f"{prefix}{ENCODER}", f"{prefix}{SPATIAL}pos_embed"
+    if not is_factorised(found, prefix):
+        for name in [name for name in found.tensors if name.startswith(joint)]:
+            part = name.removeprefix(joint)
             if part in NOT_OF_FRAMES:
                 del found.tensors[name]
                 found.left_out[found.origins.pop(name)] = NOT_OF_FRAMES[part]
             else:
-                _rename(found, name, f"{SPATIAL}{part}")
-    places = found.tensors.get(f"{SPATIAL}pos_embed")
-    if places is not None and num_times > 1:
-        places = places.unflatten(0, (num_times, -1)).mean(dim=0)
-        found.tensors[f"{SPATIAL}pos_embed"] = places
-        found.changes[f"{SPATIAL}pos_embed"] = f"the mean of {num_times} times"
-    fit_tables(found, encoder)
+                _rename(found, name, f"{prefix}{SPATIAL}{part}")
+    if places in found.tensors and num_times > 1:
+        found.tensors[places] = found.tensors[places].unflatten(0, (num_times, -1)).mean(dim=0)
+        found.changes[places] = f"the mean of {num_times} times"
+    fit_tables(found, encoder, prefix)
 
 
-def fit_tables(found: Converted, encoder: FactorisedEncoder) -> None:
+def fit_tables(found: Converted, encoder: FactorisedEncoder, prefix: str = "") -> None:
     """Fit a factorised encoder's learned tables of places and times to other sizes and lengths of clip; in place."""
-    places = found.tensors.get(f"{SPATIAL}pos_embed")
-    if places is not None:
-        side = math.isqrt(len(places))
-        _fit(found, f"{SPATIAL}pos_embed", TubeletGrid(1, side, side), encoder.spatial.grid)
-    times = found.tensors.get(f"{TEMPORAL}pos_embed")
-    if times is not None:
-        _fit(found, f"{TEMPORAL}pos_embed", TubeletGrid(len(times), 1, 1), encoder.temporal.grid)
+    places, times = (f"{prefix}{half}pos_embed" for half in (SPATIAL, TEMPORAL))
+    if places in found.tensors:
+        side = math.isqrt(len(found.tensors[places]))
+        _fit(found, places, TubeletGrid(1, side, side), encoder.spatial.grid)
+    if times in found.tensors:
+        length = len(found.tensors[times])
+        _fit(found, times, TubeletGrid(length, 1, 1), encoder.temporal.grid)
 
 
 def check_frozen(found: Converted, encoder: FactorisedEncoder, source: str) -> None:
@@ -97,9 +99,9 @@ def start_temporal(
         _fit(found, table, old, encoder.temporal.grid)
 
 
-def is_factorised(found: Converted) -> bool:
+def is_factorised(found: Converted, prefix: str = "") -> bool:
     """Whether these are weights of a factorised encoder."""
-    return any(name.startswith(SPATIAL) for name in found.tensors)
+    return any(name.startswith(f"{prefix}{SPATIAL}") for name in found.tensors)
 
 
 def chosen_blocks(depth: int, wanted: int, choice: Choice) -> list[int]:

@@ -15,6 +15,7 @@ from onereel.errors import ConfigError
 from onereel.files import write_atomically
 from onereel.models.blocks import MLP_RATIO, NORM_EPS
 from onereel.models.factorised import FactorisedEncoder
+from onereel.models.heads import BudgetHeads
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained.layouts import VIDEOMAE_HF
 from onereel.models.registry import SIZES, Size
@@ -181,6 +182,9 @@ def _check(model: VideoModel | MaskedAutoencoder, config: RunConfig) -> None:
         "model.style vit": settings.style != "vit",
         "model.qk_norm false": settings.qk_norm,
         "model.patch_norm false": settings.patch_norm,
+        "model.local_positions false": settings.local_positions,
+        "no objective.budgets": isinstance(model, VideoModel)
+        and isinstance(model.head, BudgetHeads),
         "tokens.length_embedding false": encoder.length_embed is not None,
     }
     needed = [setting for setting, is_wrong in wrong.items() if is_wrong]
