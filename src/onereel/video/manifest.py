@@ -78,18 +78,27 @@ ROWS = pa.schema([*FACTS, *PACKETS])
 
 
 def video_folder(name: str) -> str:
-    """The folder of a video's chunks, below the store: the source's path, made safe, different for every name."""
+    """The folder of a video's chunks, below the store: the source's path, made safe, different for every name.
+
+    None lies within another: each ends in a video's suffix or a hash, and no folder above it does.
+    """
     parts = [p for p in PurePosixPath(name).parts if p not in ("/", ".", "..")]
-    # A parent named like a video would lie where that video's chunks are.
-    parents = [
-        p.replace(".", "_") if Path(p).suffix.lower() in VIDEO_SUFFIXES else p for p in parts[:-1]
-    ]
-    safe = "/".join(
-        re.sub(r"[^\w.,+=@ -]", "_", p)[:MAX_NAME].strip() for p in [*parents, *parts[-1:]]
-    )
-    if safe != name:
+    *parents, last = map(_safe, parts or [""])
+    parents = [p.replace(".", "_") if _is_video(p) else p for p in parents]
+    safe = "/".join([*parents, last])
+    if safe != name or not _is_video(last):
         safe += "-" + hashlib.blake2b(os.fsencode(name), digest_size=5).hexdigest()
     return f"chunks/{safe}"
+
+
+def _safe(part: str) -> str:
+    """One name of a path, in characters that every file system takes."""
+    safe = re.sub(r"[^\w.,+=@ -]", "_", part)[:MAX_NAME].strip()
+    return "_" if safe in ("", ".", "..") else safe
+
+
+def _is_video(part: str) -> bool:
+    return Path(part).suffix.lower() in VIDEO_SUFFIXES
 
 
 def spare_folder(used: str) -> str:

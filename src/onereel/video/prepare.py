@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -231,20 +231,28 @@ def _commit(
     used = {name: _folder(rows) for name, rows in existing.items()}
     used |= {name: made[name] for name in finished}
     interrupted = made.keys() - finished.keys() - outcome.quarantined.keys()
+    shared = {
+        store / parent for folder in used.values() for parent in PurePosixPath(folder).parents
+    }
     for name in (made.keys() | used.keys()) - interrupted:
-        _remove(store / "parts" / video_folder(name))
-        if name in used:
-            _remove(store / spare_folder(used[name]))
-        else:
-            _remove(store / made[name])
+        _remove(store / "parts" / video_folder(name), shared)
+        _remove(store / (spare_folder(used[name]) if name in used else made[name]), shared)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a video's folder, and the folders above it that are empty then."""
-    if folder.exists():
+def _remove(folder: Path, shared: set[Path]) -> None:
+    """Remove a video's folder, and the folders above it that are empty then.
+
+    Of a folder in `shared`, which other videos' folders lie in (older stores have such), only the files.
+    """
+    if not folder.exists():
+        return
+    if folder not in shared:
         shutil.rmtree(folder)
-        with contextlib.suppress(OSError):
-            os.removedirs(folder.parent)
+    else:
+        for file in filter(Path.is_file, list(folder.iterdir())):
+            file.unlink()
+    with contextlib.suppress(OSError):
+        os.removedirs(folder.parent)
 
 
 def _write_quarantine(store: Path, outcome: Outcome) -> None:
