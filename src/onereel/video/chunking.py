@@ -24,6 +24,7 @@ from onereel.errors import DecodeError
 from onereel.video.encode import FrameScaler, fitted_size, luma, psnr, write_chunk
 from onereel.video.index import PacketIndex, build_packet_index
 from onereel.video.manifest import chunk_row, write_part
+from onereel.video.opening import open_video
 from onereel.video.probe import probe
 from onereel.video.sources import Source
 
@@ -262,7 +263,7 @@ def _mean_squared_error(
         DecodeError: the chunk does not show exactly `length` frames.
     """
     errors, count = [], 0
-    with av.open(path) as container:
+    with open_video(path) as container:
         video = container.streams.video[0]
         video.codec_context.thread_count = 1
         for count, frame in enumerate(container.decode(video), start=1):
@@ -309,7 +310,7 @@ def _decoded(unit: Unit, seek_pts: int | None) -> Iterator[tuple[int, av.VideoFr
     path, rank = unit.source.path, -1
     rank_of = {pts: unit.first_rank + i for i, pts in enumerate(unit.pts.tolist())}
     try:
-        with av.open(path) as container:
+        with open_video(path) as container:
             (video,) = (s for s in container.streams.video if s.index == unit.stream)
             video.codec_context.thread_count = 1
             video.codec_context.options = {"err_detect": "explode"}
