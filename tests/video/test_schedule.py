@@ -157,6 +157,32 @@ def test_an_interrupted_run_keeps_the_chunks_that_it_was_to_replace(
     assert len([name for name in files(out) if name.endswith(".mp4")]) == 7
 
 
+def test_parts_of_another_timeline_are_made_again(
+    run: Run,
+    numbers: Numbers,
+    manifest: Manifest,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
+
+    def interrupted(unit: Unit, out: str) -> UnitDone:
+        if unit.first_chunk:
+            raise KeyboardInterrupt
+        return make_unit(unit, out)
+
+    with monkeypatch.context() as patch:  # another version may give a video another rate
+        patch.setattr("onereel.video.schedule.make_unit", interrupted)
+        patch.setattr("onereel.video.chunking.usual_rate", lambda index: 25.0)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out)
+    assert list(out.glob("parts/**/*.arrow"))
+    run(source, out)
+    assert {row["fps_numerator"] for row in manifest(out)} == {30}
+    assert numbers(out, "a.mp4") == list(range(100))
+
+
 def test_a_process_that_dies_is_told_with_its_video(
     run: Run, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ class PrepareReport:
         psnr: dB, luma, mean over chunks: the quality lost by encoding, scaling apart. Measured on every 7th frame.
         encoded_seconds: of video, encoded by this run (less than `video_seconds` where it was resumed).
         wall_seconds: of this run.
+        uneven: videos of this run whose frame rate varies so much that most frames are repeated or left out, and how.
     """
 
     store: str
@@ -76,6 +77,7 @@ class PrepareReport:
     psnr: float
     encoded_seconds: float
     wall_seconds: float
+    uneven: tuple[str, ...] = ()
 
     @property
     def size_ratio(self) -> float:
@@ -101,6 +103,10 @@ class PrepareReport:
         lines += [f"  {q.path}: {q.reason}" for q in shown]
         if len(shown) < len(self.quarantined):
             lines.append(f"  … all in {os.path.join(self.store, 'quarantine.csv')}")
+        if self.uneven:
+            lines.append(f"uneven       {len(self.uneven)}; another rate for all: --fps")
+            lines += [f"  {told}" for told in self.uneven[:10]]
+            lines += [f"  … {len(self.uneven) - 10} more"] * (len(self.uneven) > 10)
         return "\n".join(lines)
 
 
@@ -127,7 +133,7 @@ def prepare(
         root: folder that relative paths of a list start from; empty: the folder of the list.
         chunk_seconds: length of a chunk.
         short_side: pixels; larger pictures are scaled down to it, smaller ones keep their size.
-        fps: frames per second of the store; None: each video's own average rate.
+        fps: frames per second of the store; None: each video's own average rate, pauses apart.
         profile: how to encode, a key of `onereel.video.encode.PROFILES`.
         crf: x264's quality, lower is better; None: the profile's.
         num_workers: processes; 0: one per core.
@@ -281,4 +287,5 @@ def _report(store: Path, outcome: Outcome, wall_seconds: float) -> PrepareReport
         psnr=pc.mean(rows["psnr"]).as_py() or 0.0,
         encoded_seconds=outcome.seconds,
         wall_seconds=wall_seconds,
+        uneven=tuple(f"{name}: {outcome.uneven[name]}" for name in sorted(outcome.uneven)),
     )
