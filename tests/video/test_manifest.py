@@ -46,6 +46,19 @@ def test_an_ordinary_name_is_its_own_folder(name: str) -> None:
     assert video_folder(name) == f"chunks/{name}"
 
 
+def test_long_names_fit_file_systems_that_count_bytes(
+    run: Run, numbers: Numbers, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    name = "映" * 76 + " [abcdefghijk].mp4"
+    for length in (20, 40):  # what replaces another lies beside it
+        make_video(tmp_path / name, length, 64, 96)
+        assert run(tmp_path / name, tmp_path / "out").quarantined == ()
+        assert numbers(tmp_path / "out", name) == list(range(length))
+    folders = [video_folder("映" * number + ".mp4") for number in range(60, 140)]
+    assert len(set(folders)) == 80
+    assert all(len(folder.encode()) <= len("chunks/") + 255 - len("~") for folder in folders)
+
+
 def test_a_list_that_names_a_folder_too_loses_no_chunk_below_it(
     run: Run, numbers: Numbers, make_video: MakeVideo, tmp_path: Path
 ) -> None:

@@ -26,7 +26,9 @@ from onereel.video.probe import VIDEO_SUFFIXES
 
 BATCH_ROWS = 2048
 MAX_NAME = 120
-"""Longest folder name taken over from a source (file systems allow 255 bytes)."""
+"""Longest folder name taken over from a source, in characters ..."""
+MAX_BYTES = 240
+"""... and in bytes: file systems allow 255, and a hash and a `~` may come on top."""
 
 FACTS = pa.schema(
     {
@@ -93,7 +95,8 @@ def video_folder(name: str) -> str:
 
 def _safe(part: str) -> str:
     """One name of a path, in characters that every file system takes."""
-    safe = re.sub(r"[^\w.,+=@ -]", "_", part)[:MAX_NAME].strip()
+    safe = re.sub(r"[^\w.,+=@ -]", "_", part)[:MAX_NAME]
+    safe = safe.encode()[:MAX_BYTES].decode(errors="ignore").strip()
     return "_" if safe in ("", ".", "..") else safe
 
 
