@@ -68,6 +68,30 @@ def test_a_list_may_say_nothing_but_which_videos(tmp_path):
     assert not annotations.has_captions
 
 
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.txt"])
+def test_cells_may_be_separated_by_tabs(tmp_path, name):
+    text = 'path\tcaption\tstart\na b.mp4\ttakes a cup, slowly\t1.5\nc.mp4\t"two\nlines"\t\n'
+    annotations = read_annotations(write(tmp_path, text, name))
+    assert records(annotations) == [
+        Record(0, "a b.mp4", None, "takes a cup, slowly", 1.5),
+        Record(1, "c.mp4", None, "two\nlines"),
+    ]
+    assert annotations.where(1).endswith(f"{name}, line 4")
+    with pytest.raises(DataError, match=r"line 2: 3 cells, but the header names 2.* holds a tab"):
+        read_annotations(write(tmp_path, "path\tlabel\na.mp4\tb\tc\n"))
+
+
+@pytest.mark.parametrize("header", ["path label", "path caption start", "path  num_frames  label"])
+@pytest.mark.parametrize("name", ["train.csv", "train.txt"])
+def test_a_header_without_commas_is_no_record(tmp_path, header, name):
+    with pytest.raises(DataError, match=rf"line 1: '{header}' names columns; .*by commas or tabs"):
+        read_annotations(write(tmp_path, f"{header}\na.mp4 1\n", name))
+    assert records(read_annotations(write(tmp_path, "path 1\npath.mp4 x\n"))) == [
+        Record(0, "path", "1"),
+        Record(1, "path.mp4", "x"),
+    ]
+
+
 def test_line_numbers_count_line_breaks_inside_quotes(tmp_path):
     text = 'path,caption,start,end\na.mp4,"two\nlines",0,1\nb.mp4,x,5,5\n'
     with pytest.raises(DataError, match=r"train\.csv, line 4: end must be after start"):
