@@ -183,6 +183,42 @@ def test_parts_of_another_timeline_are_made_again(
     assert numbers(out, "a.mp4") == list(range(100))
 
 
+@pytest.mark.parametrize("damage", [b"", b"ARROW1 and zeros" + bytes(3000)])
+def test_damaged_parts_are_made_again(
+    damage: bytes,
+    run: Run,
+    numbers: Numbers,
+    files: Files,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.video.prepare._commit", lambda *_: None)
+        with pytest.raises(DataError, match="finished chunks are kept"):
+            run(source, out)
+    sorted(out.glob("parts/**/*.arrow"))[1].write_bytes(damage)
+    (out / ".packets.arrow.0123abcd.partial").write_bytes(b"half")
+    (out / "movie.partial").write_bytes(b"of somebody else")
+    assert run(source, out).encoded_seconds == pytest.approx(40 / 30)
+    assert numbers(out, "a.mp4") == list(range(100))
+    assert {name for name in files(out) if name.endswith(".partial")} == {"movie.partial"}
+
+
+def test_a_damaged_index_is_told_with_its_remedy(
+    run: Run, numbers: Numbers, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 20, 64, 96), tmp_path / "out"
+    run(source, out)
+    (out / "packets.arrow").write_bytes(b"")
+    with pytest.raises(DataError, match=r"packets\.arrow is damaged .*delete it and run the same"):
+        run(source, out)
+    (out / "packets.arrow").unlink()
+    run(source, out)
+    assert numbers(out, "a.mp4") == list(range(20))
+
+
 def test_a_process_that_dies_is_told_with_its_video(
     run: Run, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ import av
 import numpy as np
 
 from onereel.errors import DecodeError
+from onereel.files import move_whole
 from onereel.video.encode import FrameScaler, fitted_size, luma, psnr, write_chunk
 from onereel.video.index import PacketIndex, build_packet_index
 from onereel.video.manifest import chunk_row, write_part
@@ -233,7 +234,7 @@ def _make_unit(unit: Unit, out: str) -> UnitDone:
         number = unit.first_chunk + offset // unit.chunk_frames
         length = min(unit.chunk_frames, len(unit.shown) - offset)
         rows.append(_make_chunk(unit, number, length, frames, aside, Path(out)))
-    write_part(rows, Path(out), unit.source.name, unit.first_chunk, aside)
+    write_part(rows, Path(out), unit.source.name, unit.first_chunk)
     return UnitDone(
         unit.source.name,
         len(rows),
@@ -277,7 +278,7 @@ def _make_chunk(
     }
     target = out / place
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, target)
+    move_whole(partial, target)
     return chunk_row(facts, index)
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from onereel.errors import DataError
+from onereel.files import written_aside
 from onereel.video.index import PacketIndex
 from onereel.video.probe import VIDEO_SUFFIXES
 
@@ -134,17 +136,28 @@ def chunk_row(facts: dict[str, Any], index: PacketIndex) -> dict[str, Any]:
     }
 
 
-def write_part(
-    rows: list[dict[str, Any]], out: Path, video: str, first_chunk: int, aside: Path
-) -> None:
+def write_part(rows: list[dict[str, Any]], out: Path, video: str, first_chunk: int) -> None:
     """Record finished chunks so that a later run finds them."""
-    partial = aside / "part.arrow"
     table = pa.Table.from_pylist(rows, schema=ROWS)
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
-        writer.write_table(table)
     target = part_path(out, video, first_chunk)
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, target)
+    with (
+        written_aside(target) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_file(file, ROWS) as writer,
+    ):
+        writer.write_table(table)
+
+
+def read_part(path: Path) -> pa.Table | None:
+    """The rows of a part; None where there is none, or one that is damaged, and its chunks must be made (again)."""
+    if not path.exists():
+        return None
+    try:
+        rows = read_rows(path)
+    except DataError:
+        return None
+    return rows if rows.schema == ROWS and rows.num_rows else None
 
 
 def part_path(out: Path, video: str, first_chunk: int) -> Path:
@@ -152,9 +165,15 @@ def part_path(out: Path, video: str, first_chunk: int) -> Path:
 
 
 def read_rows(path: Path) -> pa.Table:
-    """All rows of an Arrow file of this store, memory-mapped."""
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+    """All rows of an Arrow file of this store, memory-mapped. Raises DataError where it is damaged."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_file(file).read_all()
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{path} is damaged ({error}); restore it, or delete it and run the same `onereel prepare` command again, "
+            "which then makes all chunks again"
+        ) from error
 
 
 class Rows:
@@ -241,17 +260,17 @@ def merge(out: Path, keep: Iterable[pa.Table], parts: Iterable[list[Path]]) -> N
     added = (pa.concat_tables([read_rows(path) for path in paths]) for paths in parts)
     tables = heapq.merge(keep, added, key=lambda table: table["video"][0].as_py())
     packets, manifest = out / "packets.arrow", out / "manifest.parquet"
+    # The truth last: a run killed in between finds its parts again and merges once more.
     with (
-        pa.OSFile(f"{packets}.partial", "wb") as file,
+        written_aside(packets) as packets_aside,
+        written_aside(manifest) as manifest_aside,
+        pa.OSFile(str(packets_aside), "wb") as file,
         pa.ipc.new_file(file, ROWS) as rows,
-        pq.ParquetWriter(f"{manifest}.partial", FACTS) as facts,
+        pq.ParquetWriter(str(manifest_aside), FACTS) as facts,
     ):
         for batch in _rebatched(tables):
             rows.write_batch(batch)
             facts.write_batch(batch.select(FACTS.names))
-    # The truth last: a run killed in between finds its parts again and merges once more.
-    os.replace(f"{manifest}.partial", manifest)
-    os.replace(f"{packets}.partial", packets)
 
 
 def _rebatched(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 import shutil
 import time
@@ -33,6 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from onereel.errors import ConfigError, DataError, unknown_name
+from onereel.files import write_atomically
 from onereel.types import Quarantined
 from onereel.video.chunking import Settings, exact_rate
 from onereel.video.encode import PROFILES
@@ -262,14 +264,14 @@ def _remove(folder: Path, shared: set[Path]) -> None:
 
 
 def _write_quarantine(store: Path, outcome: Outcome) -> None:
-    aside = store / "quarantine.csv.partial"
-    with open(aside, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason", "frame"])
-        for name in sorted(outcome.quarantined):
-            bad = outcome.quarantined[name]
-            writer.writerow([bad.path, bad.reason, "" if bad.frame is None else bad.frame])
-    os.replace(aside, store / "quarantine.csv")
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "reason", "frame"])
+    for name in sorted(outcome.quarantined):
+        bad = outcome.quarantined[name]
+        writer.writerow([bad.path, bad.reason, "" if bad.frame is None else bad.frame])
+    content = text.getvalue().encode(errors="backslashreplace")
+    write_atomically(store / "quarantine.csv", content)
 
 
 def _report(store: Path, outcome: Outcome, wall_seconds: float) -> PrepareReport:

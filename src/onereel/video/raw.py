@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -19,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from onereel.errors import DecodeError
+from onereel.files import write_atomically
 from onereel.types import ClipSpec, VideoInfo, YuvClips
 from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
@@ -125,7 +125,8 @@ def cached_packet_index(path: str, cache: Path, stream: int | None = None) -> Pa
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         index = build_packet_index(path, stream)  # absent or damaged: made again
     try:
-        write_aside(entry, dump_packet_index(index))
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(entry, dump_packet_index(index), durable=False)
     except OSError as error:
         warnings.warn(f"cannot keep the packet index of {path}: {error}", stacklevel=2)
     return index
@@ -153,16 +154,3 @@ def load_packet_index(data: bytes) -> PacketIndex:
     header["extradata"] = bytes.fromhex(header["extradata"])
     header["time_base"] = Fraction(header["time_base"])
     return PacketIndex(**header, **columns)
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that no reader ever sees half of it, and many may write at once. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

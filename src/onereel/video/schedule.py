@@ -24,7 +24,7 @@ from onereel.errors import DataError, DecodeError
 from onereel.processes import hidden_main
 from onereel.types import Quarantined
 from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan, told_of_rate
-from onereel.video.manifest import has_chunks, part_path, read_rows
+from onereel.video.manifest import has_chunks, part_path, read_part
 from onereel.video.sources import Source
 
 
@@ -158,10 +158,9 @@ def num_cores() -> int:
 
 
 def _is_made(unit: Unit, store: Path) -> bool:
-    part = part_path(store, unit.source.name, unit.first_chunk)
-    if not part.exists():
+    rows = read_part(part_path(store, unit.source.name, unit.first_chunk))
+    if rows is None:
         return False
-    rows = read_rows(part)
     facts = ("fps_numerator", "fps_denominator", "video_frames")
     timeline = (unit.fps.numerator, unit.fps.denominator, unit.num_frames)
     same = tuple(rows[name][0].as_py() for name in facts) == timeline
