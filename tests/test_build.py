@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from onereel import build
+from onereel.build.features import _clip_key
 from onereel.build.selection import check_given
 from onereel.config import DataConfig, RunConfig, TokensConfig
+from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError
 from onereel.video.prepare import prepare
 
@@ -113,3 +117,29 @@ def test_frame_selection_must_have_frames_to_choose_from() -> None:
     for enough in (1.12, 1.125, 1.5):
         settings = RunConfig(tokens=TokensConfig(frame_selection=enough))
         assert build.build_picker(settings, training=True) is None
+
+
+def test_features_depend_on_the_chunks_of_the_lists_videos_alone(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    videos, store = tmp_path / "videos", tmp_path / "store"
+    videos.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_video(videos / name, num_frames=12)
+
+    def key(*paths: str) -> str:
+        prepare(str(videos), str(store), num_workers=1, progress=False)
+        annotations = Annotations.of_videos(paths)
+        return str(_clip_key(config(store=str(store)), annotations, torch.device("cpu"))["store"])
+
+    both, alone, linked = key("a.mp4", "b.mp4"), key("a.mp4"), key("a.mp4", "elsewhere.mp4")
+    assert alone != both == linked  # what has no such name may be a link
+    assert alone.startswith("1 chunks, ")
+    assert key("./a.mp4") == key(str(videos / "a.mp4")) == key("a.mp4", "a.mp4") == alone
+    make_video(videos / "another.mp4", num_frames=12)
+    make_video(videos / "b.mp4", num_frames=15)
+    assert key("a.mp4") == alone
+    assert key("a.mp4", "b.mp4") != both
+    assert key("a.mp4", "elsewhere.mp4") != linked
+    make_video(videos / "a.mp4", num_frames=15)
+    assert key("a.mp4") != alone

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,11 @@ def _read_key(path: Path) -> dict[str, Any]:
 
 def _check_same(folder: Path, then: Key, now: Key) -> None:
     now = json.loads(json.dumps(now))  # tuples are lists on disk
+    if re.fullmatch(r"[0-9a-f]{64}", str(then.get("store"))):
+        raise ConfigError(
+            f"{folder} holds features that an earlier version of onereel made, which knew their clips by all of the "
+            f"store; give another folder (--data.cache), or delete {folder} to have them made anew"
+        )
     changes = [
         f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
         for name in sorted({*then, *now})
