@@ -1,5 +1,6 @@
 import csv
 import io
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from onereel.data.annotations import Annotations, Record, read_annotations
 from onereel.errors import DataError
+from onereel.video.sources import list_sources
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st.sampled_from(' ,"'))
 CELL = TEXT.map(str.strip).filter(bool)
@@ -192,6 +194,29 @@ def test_folder_per_class(tmp_path):
     assert annotations.root == str(tmp_path)
     (tmp_path / "stray.mp4").touch()
     with pytest.raises(DataError, match=r"stray\.mp4: a video beside the class folders"):
+        read_annotations(str(tmp_path))
+
+
+def test_a_folder_per_class_has_the_videos_that_prepare_takes(tmp_path):
+    for name in ("a/1.mp4", "a b/2.mp4", "a/deep/3.mp4", "a/.hidden/4.mp4", "a/.5.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "6.mp4").touch()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    found = [record.path for record in records(read_annotations(str(tmp_path / "in")))]
+    assert found == ["a/1.mp4", "a/deep/3.mp4", "a b/2.mp4", "linked/6.mp4"]
+    assert sorted(found) == sorted(source.name for source in list_sources(tmp_path / "in")[1])
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/a.mp4", "wb"):
+        pass
+    with pytest.raises(
+        DataError, match=r"the name of caf\\udce9/a\.mp4 is not valid UTF-8; rename it"
+    ):
         read_annotations(str(tmp_path))
 
 
