@@ -28,6 +28,9 @@ from onereel.video.sources import files_below
 # Raise it when the meaning of a PacketIndex changes: older cache entries are then rebuilt.
 _FORMAT = 2
 _KEPT_IN_MEMORY = 1024
+_KEPT_PACKETS = (
+    4_000_000  # of all indices in memory; about 50 bytes each, so 37 hours at 30 frames a second
+)
 _COLUMNS = ("position", "size", "rank", "key", "reference", "pts", "frame_times")
 
 
@@ -92,11 +95,18 @@ class RawVideos:
         index = self._indices.get(path)
         if index is None:
             index = self._indices[path] = cached_packet_index(path, self.cache, self.stream)
-            if len(self._indices) > _KEPT_IN_MEMORY:
-                self._indices.popitem(last=False)
+            self._forget()
         else:
             self._indices.move_to_end(path)
         return index
+
+    def _forget(self) -> None:
+        """Drop the indices used longest ago, down to what may be kept in memory, but never the last one."""
+        num_packets = sum(index.num_packets for index in self._indices.values())
+        while len(self._indices) > 1 and (
+            len(self._indices) > _KEPT_IN_MEMORY or num_packets > _KEPT_PACKETS
+        ):
+            num_packets -= self._indices.popitem(last=False)[1].num_packets
 
 
 def default_cache() -> Path:
