@@ -6,9 +6,11 @@ from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from onereel.video.manifest import video_folder
+from onereel.video.manifest import ROWS, RowsByVideo, video_folder
 from onereel.video.prepare import PrepareReport
 
 MakeVideo = Callable[..., Path]
@@ -98,3 +100,25 @@ def test_chunks_below_those_of_another_video_outlive_these(
     assert numbers(out, "a/b.mp4") == list(range(20))
     assert numbers(out, "a") == list(range(40))
     assert not [path for path in out.glob("chunks/a/*") if path.is_file()]
+
+
+def test_rows_of_many_videos_take_no_memory_of_their_own() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    counts = np.random.default_rng(0).integers(1, 4, 20_000)
+    chunk = np.concatenate([np.arange(count) for count in counts])
+    names = [f"{number:06d}.mp4" for number in range(len(counts))]
+    columns = {field.name: pa.nulls(len(chunk), field.type) for field in ROWS}
+    columns |= {
+        "video": pa.array(np.repeat(names, counts)),
+        "chunk": pa.array(chunk.astype(np.int32)),
+    }
+    before = resident_bytes()
+    rows = RowsByVideo(pa.table(columns, schema=ROWS))
+    assert list(rows) == names
+    for name, table in rows.items():
+        assert set(table["video"].to_pylist()) == {name}
+        assert table["chunk"].to_pylist() == list(range(counts[int(name[:6])]))
+    assert len(rows) == len(names)
+    assert resident_bytes() - before < 100e6  # 20,000 slices would be more than 300 MB

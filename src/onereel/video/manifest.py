@@ -12,7 +12,7 @@ import heapq
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -174,6 +174,28 @@ def read_rows(path: Path) -> pa.Table:
             f"{path} is damaged ({error}); restore it, or delete it and run the same `onereel prepare` command again, "
             "which then makes all chunks again"
         ) from error
+
+
+class RowsByVideo(Mapping[str, pa.Table]):
+    """The rows of each video of a table, sorted by (video, chunk). A slice is 16 kB: none is kept."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows
+        self._starts = np.flatnonzero(rows["chunk"].to_numpy() == 0)
+        names = rows["video"].take(pa.array(self._starts)).to_pylist()
+        self._places = {name: place for place, name in enumerate(names)}
+
+    def __getitem__(self, video: str) -> pa.Table:
+        place = self._places[video]
+        start, *after = self._starts[place : place + 2].tolist()
+        stop = after[0] if after else self._rows.num_rows
+        return self._rows.slice(start, stop - start)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Rows:

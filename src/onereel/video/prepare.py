@@ -24,12 +24,11 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,6 +38,7 @@ from onereel.types import Quarantined
 from onereel.video.chunking import Settings, exact_rate
 from onereel.video.encode import PROFILES
 from onereel.video.manifest import (
+    RowsByVideo,
     has_chunks,
     merge,
     part_path,
@@ -192,19 +192,13 @@ def _settings(
     return Settings(float(chunk_seconds), short_side, rate, profile, crf, stream)
 
 
-def _complete_videos(store: Path) -> dict[str, pa.Table]:
+def _complete_videos(store: Path) -> Mapping[str, pa.Table]:
     """The rows of each video that an earlier run finished."""
     path = store / "packets.arrow"
-    if not path.exists():
-        return {}
-    rows = read_rows(path)
-    starts = np.flatnonzero(rows["chunk"].to_numpy() == 0)
-    names = rows["video"].take(pa.array(starts)).to_pylist()
-    counts = np.diff([*starts, rows.num_rows])
-    return {name: rows.slice(s, n) for name, s, n in zip(names, starts.tolist(), counts.tolist())}
+    return RowsByVideo(read_rows(path)) if path.exists() else {}
 
 
-def _todo(store: Path, existing: dict[str, pa.Table], source: Source) -> Source | None:
+def _todo(store: Path, existing: Mapping[str, pa.Table], source: Source) -> Source | None:
     """The source if its chunks must be made, with the folder where that harms no chunk that still serves."""
     rows = existing.get(source.name)
     if rows is None:
@@ -221,7 +215,7 @@ def _folder(rows: pa.Table) -> str:
 
 
 def _commit(
-    store: Path, existing: dict[str, pa.Table], tried: list[Source], outcome: Outcome
+    store: Path, existing: Mapping[str, pa.Table], tried: list[Source], outcome: Outcome
 ) -> None:
     """Merge what is complete into the index files, then remove what nothing refers to.
 
