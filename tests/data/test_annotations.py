@@ -242,6 +242,19 @@ def test_label_that_training_lacks_is_named_with_its_line(tmp_path):
         assert part in str(error.value)
 
 
+def test_labels_are_checked_in_one_pass_over_the_known(annotations_of):
+    class Names(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    names = Names(map(str, range(100)))
+    annotations_of("a" * 100, list(names)).check_labels(names)
+    assert names.passes <= 2
+
+
 def test_labels_are_required_where_classes_are_wanted(annotations_of):
     with pytest.raises(DataError, match="no labels; add a column 'label'"):
         annotations_of(["a"]).check_labels(("x",))

@@ -181,7 +181,8 @@ class Annotations:
         """Raise DataError unless every record has one of `label_names`."""
         if not self.has_labels:
             raise DataError(f"{self.source}: no labels; add a column 'label' with one per video")
-        unknown = [name for name in self.label_names() if name not in set(label_names)]
+        known = set(label_names)
+        unknown = [name for name in self.label_names() if name not in known]
         if unknown:
             index = pc.index(self._columns["label"].cast(pa.string()), unknown[0]).as_py()
             shown = ", ".join(list(label_names)[:20]) + (", ..." if len(label_names) > 20 else "")
