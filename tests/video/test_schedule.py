@@ -17,8 +17,9 @@ import av
 import pytest
 
 from onereel.errors import DataError
-from onereel.video.chunking import Unit, UnitDone, make_unit
+from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan
 from onereel.video.prepare import PrepareReport
+from onereel.video.sources import Source
 from onereel.video.store import ChunkStore
 
 MakeVideo = Callable[..., Path]
@@ -181,6 +182,37 @@ def test_parts_of_another_timeline_are_made_again(
     run(source, out)
     assert {row["fps_numerator"] for row in manifest(out)} == {30}
     assert numbers(out, "a.mp4") == list(range(100))
+
+
+@pytest.mark.parametrize("change", ["", "source", "chunk", "part"])
+def test_what_a_run_finished_before_it_was_killed_is_not_indexed_again(
+    change: str,
+    run: Run,
+    numbers: Numbers,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.video.prepare._commit", lambda *_: None)
+        with pytest.raises(DataError, match="finished chunks are kept"):
+            run(source, out)
+    if change == "source":
+        make_video(source, 70, 64, 96)
+    elif change:
+        sorted(out.glob("chunks/*/*" if change == "chunk" else "parts/**/*.arrow"))[-1].unlink()
+    planned: list[str] = []
+
+    def counted(source: Source, settings: Settings) -> list[Unit]:
+        planned.append(source.name)
+        return plan(source, settings)
+
+    monkeypatch.setattr("onereel.video.schedule.plan", counted)
+    report = run(source, out)
+    assert planned == ["a.mp4"] * bool(change)
+    assert (report.encoded_seconds > 0) == bool(change)
+    assert numbers(out, "a.mp4") == list(range(70 if change == "source" else 100))
 
 
 @pytest.mark.parametrize("damage", [b"", b"ARROW1 and zeros" + bytes(3000)])

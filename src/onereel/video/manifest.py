@@ -164,6 +164,27 @@ def part_path(out: Path, video: str, first_chunk: int) -> Path:
     return out / "parts" / video_folder(video) / f"{first_chunk:06d}.arrow"
 
 
+def made_parts(out: Path, video: str, source: str, folder: str) -> list[int] | None:
+    """The first chunks of a video's parts where these hold all of it, as its file `source` is now; else None.
+
+    Its chunks must lie in `folder`, below the store.
+    """
+    paths = sorted(part_path(out, video, 0).parent.glob("*.arrow"))
+    parts = [read_part(path) for path in paths]
+    found = [rows for rows in parts if rows is not None]
+    if not found or len(found) < len(parts) or not os.path.isfile(source):
+        return None
+    rows = pa.concat_tables(found)
+    same = ("num_chunks", "video_frames", "fps_numerator", "fps_denominator", "source_bytes")
+    whole = rows["chunk"].to_pylist() == list(range(rows["num_chunks"][0].as_py()))
+    if not whole or any(len(rows[name].unique()) > 1 for name in same):
+        return None
+    if {os.path.dirname(path) for path in rows["path"].to_pylist()} != {folder}:
+        return None
+    firsts = [part["chunk"][0].as_py() for part in found]
+    return firsts if has_chunks(out, rows, os.path.getsize(source)) else None
+
+
 def read_rows(path: Path) -> pa.Table:
     """All rows of an Arrow file of this store, memory-mapped. Raises DataError where it is damaged."""
     try:

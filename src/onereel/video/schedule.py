@@ -24,7 +24,7 @@ from onereel.errors import DataError, DecodeError
 from onereel.processes import hidden_main
 from onereel.types import Quarantined
 from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan, told_of_rate
-from onereel.video.manifest import has_chunks, part_path, read_part
+from onereel.video.manifest import has_chunks, made_parts, part_path, read_part
 from onereel.video.sources import Source
 
 
@@ -114,6 +114,11 @@ class _Run:
                     task = self.pool.submit(make_unit, unit, str(self.store))
                     self.futures[task] = unit.source, self._made
             elif (source := next(waiting, None)) is not None:
+                parts = made_parts(self.store, source.name, source.path, source.folder)
+                if parts is not None:
+                    self.outcome.finished[source.name] = parts
+                    self._progress(source, 1.0)
+                    continue
                 self.futures[self.pool.submit(plan, source, self.settings)] = source, self._planned
             else:
                 break
