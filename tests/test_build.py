@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from onereel import build
-from onereel.config import DataConfig, RunConfig
+from onereel.build.features import _clip_key
+from onereel.build.selection import check_given
+from onereel.config import DataConfig, RunConfig, TokensConfig
+from onereel.data.annotations import Annotations
+from onereel.errors import ConfigError
 from onereel.video.prepare import prepare
 
 EPIC = "narration_id,video_id,start_timestamp,stop_timestamp,narration,verb_class,noun_class,all_noun_classes\n"
@@ -62,3 +71,75 @@ def test_other_labels_are_those_of_the_training_list(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"path,label\na.mp4,{label}\n")
     annotations = build.build_annotations(config(), str(tmp_path / "train.csv"))
     assert build.class_names(config(val=str(tmp_path / "val.csv")), annotations) == ("clap",)
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "message"),
+    [
+        ({}, {"kind": "redundancy", "threshold": 0.3}, "add --tokens.budget threshold"),
+        ({}, {"kind": "tube", "threshold": 0.3}, "no threshold; leave it out"),
+        ({"kind": "run-length"}, {"kind": "random", "threshold": 0.3}, "no threshold; leave it"),
+        ({"kind": "random", "token_budget": 64}, {"keep_ratio": 0.3}, "counts in its place"),
+        ({}, {"kind": "random", "token_budget": 64, "keep_ratio": 0.3}, "the one or the other"),
+    ],
+)
+def test_a_setting_that_was_given_must_count(
+    before: dict[str, Any], given: dict[str, Any], message: str
+) -> None:
+    tokens = TokensConfig(**before)
+    with pytest.raises(ConfigError, match=message):
+        check_given(replace(tokens, **given), tokens)
+
+
+@pytest.mark.parametrize(
+    ("before", "given"),
+    [
+        ({"kind": "run-length", "threshold": 0.3}, {"kind": "random", "keep_ratio": 0.3}),
+        ({"kind": "run-length"}, {"threshold": 0.3}),
+        ({"kind": "redundancy", "keep_ratio": 0.3}, {"token_budget": 64}),
+        ({"kind": "redundancy"}, {"budget": "threshold", "threshold": 0.3}),
+        ({"kind": "random", "token_budget": 64}, {"keep_ratio": 0.3, "token_budget": 0}),
+        ({"kind": "run-length", "threshold": 0.3}, {"kind": "all", "keep_ratio": 0.3}),
+    ],
+)
+def test_what_is_left_over_from_another_selector_does_no_harm(
+    before: dict[str, Any], given: dict[str, Any]
+) -> None:
+    tokens = TokensConfig(**before)
+    check_given(replace(tokens, **given), tokens)
+
+
+def test_frame_selection_must_have_frames_to_choose_from() -> None:
+    settings = RunConfig(tokens=TokensConfig(frame_selection=1.05))
+    with pytest.raises(ConfigError, match=r"1\.05, which adds no frame .* 8 tubelets.* 1\.12 or"):
+        build.build_picker(settings, training=True)
+    build.build_picker(settings, training=False)  # other frames than those of training
+    for enough in (1.12, 1.125, 1.5):
+        settings = RunConfig(tokens=TokensConfig(frame_selection=enough))
+        assert build.build_picker(settings, training=True) is None
+
+
+def test_features_depend_on_the_chunks_of_the_lists_videos_alone(
+    tmp_path: Path, make_video: Callable[..., Path]
+) -> None:
+    videos, store = tmp_path / "videos", tmp_path / "store"
+    videos.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_video(videos / name, num_frames=12)
+
+    def key(*paths: str) -> str:
+        prepare(str(videos), str(store), num_workers=1, progress=False)
+        annotations = Annotations.of_videos(paths)
+        return str(_clip_key(config(store=str(store)), annotations, torch.device("cpu"))["store"])
+
+    both, alone, linked = key("a.mp4", "b.mp4"), key("a.mp4"), key("a.mp4", "elsewhere.mp4")
+    assert alone != both == linked  # what has no such name may be a link
+    assert alone.startswith("1 chunks, ")
+    assert key("./a.mp4") == key(str(videos / "a.mp4")) == key("a.mp4", "a.mp4") == alone
+    make_video(videos / "another.mp4", num_frames=12)
+    make_video(videos / "b.mp4", num_frames=15)
+    assert key("a.mp4") == alone
+    assert key("a.mp4", "b.mp4") != both
+    assert key("a.mp4", "elsewhere.mp4") != linked
+    make_video(videos / "a.mp4", num_frames=15)
+    assert key("a.mp4") != alone

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from onereel import commands
+from onereel import api, commands
 from onereel.cli import VERBS, main
+from onereel.config import RunConfig, TokensConfig
+from onereel.config.reading import to_json
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +81,11 @@ def test_every_verb_has_help_with_an_example_that_fits_on_a_screen(
         (["predict", "run"], "predict needs videos"),
         (["predict", "run", "a.mp4", "--top-k", "0"], "--top-k is 0"),
         (["train", "actions", "--data.train", "none.csv"], "none.csv"),
+        (
+            ["train", "actions_flux", "--tokens.keep-ratio", "0.3"],
+            "token_budget is 32, which counts",
+        ),
+        (["plan", "actions", "--tokens.kind", "tube", "--tokens.threshold", "0.3"], "no threshold"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_remedy(
@@ -89,6 +96,21 @@ def test_a_mistake_is_one_line_with_the_remedy(
     assert error.startswith("onereel: error: ")
     assert hint in error
     assert "Traceback" not in error
+
+
+def test_a_run_is_tested_with_other_tokens_whatever_its_own_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = TokensConfig(kind="run-length", threshold=0.05)
+    (tmp_path / "config.json").write_text(to_json(RunConfig(tokens=tokens)))
+    tested: list[TokensConfig] = []
+    monkeypatch.setattr(api, "evaluate", lambda *_, config, **__: tested.append(config.tokens))
+    random = ["eval", str(tmp_path), "--tokens.kind", "random", "--tokens.keep-ratio", "0.3"]
+    assert main(random) == 0
+    assert (tested[0].kind, tested[0].keep_ratio, tested[0].threshold) == ("random", 0.3, 0.05)
+    assert main([*random, "--tokens.threshold", "0.2"]) == 2
+    assert "tokens.threshold is 0.2, but the budget of random" in capsys.readouterr().err
+    assert len(tested) == 1
 
 
 def test_a_misspelt_technique_names_the_nearest(

@@ -188,6 +188,7 @@ def _recipe(argv: Sequence[str]) -> RunConfig:
 
 def train_command(argv: Sequence[str]) -> int:
     from onereel import api
+    from onereel.build.selection import check_given
 
     if not argv or argv[0] in ("-h", "--help"):
         print(TRAIN_HELP)
@@ -206,6 +207,7 @@ def train_command(argv: Sequence[str]) -> int:
         )
     default = TrainOptions(config=_recipe(argv))
     options = _parse(f"train {argv[0]}", TrainOptions, argv[1:], default=default)
+    check_given(options.config.tokens, default.config.tokens)
     result = api.train(options.config, out=options.out, overwrite=options.overwrite)
     print(f"trained {result.step} steps: {result.run / 'report.html'}")
     return 0
@@ -268,6 +270,7 @@ class EvalOptions:
 
 def eval_command(argv: Sequence[str]) -> int:
     from onereel import api
+    from onereel.build.selection import check_given
 
     if argv and argv[0] in ("-h", "--help"):
         print(EVAL_HELP)
@@ -277,6 +280,7 @@ def eval_command(argv: Sequence[str]) -> int:
     config = api.run_config(argv[0])
     default = EvalOptions(run=argv[0], data=config.data, tokens=config.tokens, eval=config.eval)
     options = _parse("eval", EvalOptions, argv, default=default)
+    check_given(options.tokens, config.tokens)
     result = api.evaluate(
         options.run,
         name=options.name,
@@ -341,8 +345,10 @@ def plan_command(argv: Sequence[str]) -> int:
         return 0 if argv[:1] in ([], ["-h"], ["--help"]) else 2
     default = PlanOptions(config=_recipe(argv))
     options = _parse(f"plan {argv[0]}", PlanOptions, argv[1:], default=default)
+    from onereel.build.selection import check_given
     from onereel.doctor import plan_run
 
+    check_given(options.config.tokens, default.config.tokens)
     for stage in stages(options.config):
         if options.config.after:
             print(f"\n{stage.recipe}:")

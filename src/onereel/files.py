@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write beside the file, flush to the disk, then rename: readers see the old content or the new, never a half.
+@contextmanager
+def written_aside(path: str | Path, durable: bool = True) -> Iterator[Path]:
+    """Yields a name beside `path` to write to; what lies there at the end of the block becomes `path`.
 
-    Raises OSError; nothing is left of the attempt then.
+    Readers see the old content or the new, never a half, and several may write at once: the last one stays.
+
+    Args:
+        path: the file.
+        durable: flush it to the disk first, so that it is whole after a power cut; False for what can be made again.
+
+    Raises OSError. Nothing is left of an attempt that fails; a process that is killed leaves `.NAME.….partial`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        yield partial
+        move_whole(partial, path, durable)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def move_whole(file: Path, path: Path, durable: bool = True) -> None:
+    """Rename `file`, whose content is written, to `path` on the same file system; `durable` as of `written_aside`."""
+    if durable:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    os.replace(file, path)
+
+
+def write_atomically(path: str | Path, content: str | bytes, durable: bool = True) -> None:
+    """Write `content`, text as UTF-8, to `path`; see `written_aside`."""
+    with written_aside(path, durable) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -134,6 +134,7 @@ def _as_asked(
     trained: TrainedModel, options: ExportOptions
 ) -> tuple[TrainedModel, TubeletGrid | None]:
     """The model with the tokens of the options, and the grid of its clips where that is not its own."""
+    from onereel.build.selection import check_given
     from onereel.loading import load
     from onereel.tuning import with_budget
 
@@ -145,5 +146,6 @@ def _as_asked(
         print(why)
         return trained, grid
     if changed:
+        check_given(options.tokens, trained.config.tokens)
         trained = load(options.run, replace(trained.config, tokens=options.tokens))
     return trained, None

@@ -1,5 +1,6 @@
 import csv
 import io
+import os
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from onereel.data.annotations import Annotations, Record, read_annotations
 from onereel.errors import DataError
+from onereel.video.sources import list_sources
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]) | st.sampled_from(' ,"'))
 CELL = TEXT.map(str.strip).filter(bool)
@@ -66,6 +68,30 @@ def test_a_list_may_say_nothing_but_which_videos(tmp_path):
     assert (annotations.record(0).path, annotations.record(0).start) == ("a b.mp4", 1.0)
     assert not annotations.has_labels
     assert not annotations.has_captions
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.tsv", "train.txt"])
+def test_cells_may_be_separated_by_tabs(tmp_path, name):
+    text = 'path\tcaption\tstart\na b.mp4\ttakes a cup, slowly\t1.5\nc.mp4\t"two\nlines"\t\n'
+    annotations = read_annotations(write(tmp_path, text, name))
+    assert records(annotations) == [
+        Record(0, "a b.mp4", None, "takes a cup, slowly", 1.5),
+        Record(1, "c.mp4", None, "two\nlines"),
+    ]
+    assert annotations.where(1).endswith(f"{name}, line 4")
+    with pytest.raises(DataError, match=r"line 2: 3 cells, but the header names 2.* holds a tab"):
+        read_annotations(write(tmp_path, "path\tlabel\na.mp4\tb\tc\n"))
+
+
+@pytest.mark.parametrize("header", ["path label", "path caption start", "path  num_frames  label"])
+@pytest.mark.parametrize("name", ["train.csv", "train.txt"])
+def test_a_header_without_commas_is_no_record(tmp_path, header, name):
+    with pytest.raises(DataError, match=rf"line 1: '{header}' names columns; .*by commas or tabs"):
+        read_annotations(write(tmp_path, f"{header}\na.mp4 1\n", name))
+    assert records(read_annotations(write(tmp_path, "path 1\npath.mp4 x\n"))) == [
+        Record(0, "path", "1"),
+        Record(1, "path.mp4", "x"),
+    ]
 
 
 def test_line_numbers_count_line_breaks_inside_quotes(tmp_path):
@@ -171,6 +197,29 @@ def test_folder_per_class(tmp_path):
         read_annotations(str(tmp_path))
 
 
+def test_a_folder_per_class_has_the_videos_that_prepare_takes(tmp_path):
+    for name in ("a/1.mp4", "a b/2.mp4", "a/deep/3.mp4", "a/.hidden/4.mp4", "a/.5.mp4"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "6.mp4").touch()
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    found = [record.path for record in records(read_annotations(str(tmp_path / "in")))]
+    assert found == ["a/1.mp4", "a/deep/3.mp4", "a b/2.mp4", "linked/6.mp4"]
+    assert sorted(found) == sorted(source.name for source in list_sources(tmp_path / "in")[1])
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/a.mp4", "wb"):
+        pass
+    with pytest.raises(
+        DataError, match=r"the name of caf\\udce9/a\.mp4 is not valid UTF-8; rename it"
+    ):
+        read_annotations(str(tmp_path))
+
+
 def test_folder_without_videos_is_refused(tmp_path):
     (tmp_path / "jump").mkdir()
     with pytest.raises(DataError, match="no video in any class folder"):
@@ -191,6 +240,19 @@ def test_label_that_training_lacks_is_named_with_its_line(tmp_path):
         annotations.check_labels(("clap", "wave"))
     for part in ("val.csv, line 3", "'claps'", "Did you mean 'clap'", "Known: clap, wave"):
         assert part in str(error.value)
+
+
+def test_labels_are_checked_in_one_pass_over_the_known(annotations_of):
+    class Names(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    names = Names(map(str, range(100)))
+    annotations_of("a" * 100, list(names)).check_labels(names)
+    assert names.passes <= 2
 
 
 def test_labels_are_required_where_classes_are_wanted(annotations_of):

@@ -144,6 +144,12 @@ def test_what_a_killed_process_left_is_not_taken(tmp_path: Path) -> None:
     assert_holds(make(tmp_path / "cache"), 0, range(5))
 
 
+def test_features_that_were_known_by_the_whole_store_are_refused(tmp_path: Path) -> None:
+    claim(tmp_path / "cache", {**KEY, "store": "0f" * 32})
+    with pytest.raises(ConfigError, match=r"an earlier version of onereel made.*or delete"):
+        claim(tmp_path / "cache", {**KEY, "store": f"7 chunks, {'0f' * 32}"})
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     cache = make(tmp_path / "cache")
     write(cache, 0, range(5))

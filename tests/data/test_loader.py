@@ -162,6 +162,21 @@ def test_an_epoch_resumes_anywhere_without_decoding_what_is_behind(dataset_of, f
         assert sum(library.reads.values()) == 4 * len(rest)
 
 
+@pytest.mark.parametrize("accum_steps", [1, 2, 3, 11, 12])
+def test_batches_that_fill_no_step_are_not_read(dataset_of, fake_library, accum_steps):
+    whole, library = train_loader(dataset_of(23), batch_size=2), fake_library()
+    loader = train_loader(dataset_of(23, library), batch_size=2, accum_steps=accum_steps)
+    num_read = 11 // accum_steps * accum_steps
+    streams = []
+    for epoch in range(3):
+        batches = list(itertools.islice(loader.batches(epoch), num_read))  # as a plan of steps does
+        streams.append(loader._stream)
+        assert keys_of(batches) == keys_of(whole.batches(epoch))[:num_read]
+        assert list(loader.batches(epoch, start=num_read)) == []
+    assert loader.num_batches == 11
+    assert all(stream is streams[0] for stream in streams)  # what was read ahead is not thrown away
+
+
 def test_repeats_are_views_of_one_decode(dataset_of, fake_library):
     library = fake_library()
     loader = train_loader(dataset_of(8, library), repeats=2)

@@ -103,6 +103,7 @@ def test_span_at_a_varying_rate_follows_the_clock():
     assert frame_span(info, 0.14, 5.04) == (1, 3)
     assert frame_span(info, 6.0) == (4, 6)
     assert frame_span(info, 5.1, 100.0) == (4, 6)
+    assert frame_span(info, 9.99, 12.0) == (5, 6)
     with pytest.raises(DataError, match=r"starts at 11 s, but the video has 10\.00 s"):
         frame_span(info, 11)
 
@@ -124,3 +125,16 @@ def test_an_end_is_past_the_video_from_half_a_frame_on():
     assert {end: is_past_end(info, end) for end in ends} == ends
     varying = VideoInfo(3, 2.0, 48, 64, np.array([0.0, 0.1, 1.0]))
     assert not is_past_end(varying, 1.2)
+
+
+@given(st.integers(1, 400), st.sampled_from([10, 12.5, 25, 30000 / 1001]), st.floats(0, 1))
+def test_a_record_may_start_anywhere_within_the_video(
+    num_frames: int, fps: float, place: float
+) -> None:
+    info = VideoInfo(num_frames, fps, 48, 64)
+    start = place * info.duration_seconds * (1 - 1e-9)
+    first, stop = frame_span(info, start, start + 1)
+    assert abs(first - start * fps) <= 1
+    assert first < stop <= num_frames
+    with pytest.raises(DataError, match="but the video has"):
+        frame_span(info, info.duration_seconds)

@@ -141,6 +141,17 @@ def test_a_threshold_is_strict_and_keeps_one_token_at_least() -> None:
     assert Threshold(0.5).num_kept(GRID) is None
 
 
+@pytest.mark.parametrize(
+    "budget", [Threshold(0.5), Quantile(0.5), BatchCount(0.25), ClipCount(0.5)]
+)
+@pytest.mark.parametrize("where", [slice(None), slice(3, 5)])
+def test_scores_that_are_not_finite_leave_each_clip_a_token(budget: Budget, where: slice) -> None:
+    """That weights have become NaN is for the training loop to say, which sees the loss."""
+    scores = scores_of(GRID, 0)
+    scores[0, where] = torch.nan
+    assert (budget.keep(scores, GRID).sum(dim=1) >= 1).all()
+
+
 def test_published_counts() -> None:
     videomae = TubeletGrid(8, 14, 14)
     assert [ClipCount(r).num_kept(videomae) for r in (0.3, 0.1, 0.6)] == [470, 156, 940]

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onereel.video.chunking import Settings, exact_rate, plan, timeline
+from onereel.errors import DecodeError
+from onereel.video.chunking import Settings, exact_rate, plan, timeline, told_of_rate
 from onereel.video.index import PacketIndex, build_packet_index
 from onereel.video.sources import Source
 
@@ -72,7 +73,7 @@ def test_a_constant_rate_maps_one_to_one(index: PacketIndex, num_frames: int, fp
 
 
 @given(
-    st.lists(st.floats(0.001, 0.5), min_size=1, max_size=60),
+    st.lists(st.floats(0.01, 0.5), min_size=1, max_size=60),
     st.sampled_from([None, Fraction(10), Fraction(30000, 1001)]),
 )
 def test_each_tick_shows_the_last_frame_begun_half_a_tick_later(
@@ -83,8 +84,44 @@ def test_each_tick_shows_the_last_frame_begun_half_a_tick_later(
     for tick, frame in enumerate(shown.tolist()):
         begun = [i for i, t in enumerate(times) if t <= (tick + 0.5) / float(rate) + 1e-6]
         assert frame == begun[-1]
-    duration = times[-1] + float(np.mean(gaps))
-    assert abs(len(shown) / float(rate) - duration) <= 0.51 / float(rate) + 1e-6 or len(shown) == 1
+    last = len(shown) / float(rate) - times[-1]
+    rounding = 0.51 / float(rate) + 1e-6
+    assert min(gaps) - rounding <= last <= float(np.mean(gaps)) + rounding or len(shown) == 1
+
+
+def test_a_pause_costs_no_frame_but_repeats_of_the_one_before(index: PacketIndex) -> None:
+    times = [i / 10 for i in range(50)] + [365 + i / 10 for i in range(50)]
+    rate, shown = timeline(with_times(index, times, False, 99 / times[-1]), None)
+    assert rate == 10
+    assert np.unique(shown).tolist() == list(range(100))
+    assert (shown == 49).sum() == 3601
+    assert len(shown) == 3700
+
+
+@given(st.lists(st.sampled_from([1, 1, 1, 2, 3]), min_size=1, max_size=200))
+def test_frames_that_a_phone_drops_are_no_pause(index: PacketIndex, gaps: list[int]) -> None:
+    times = (np.cumsum([0, *gaps]) / 30).tolist()
+    video = with_times(index, times, False, len(gaps) / times[-1])
+    assert timeline(video, None)[0] == exact_rate(video.fps, len(times))
+
+
+def test_a_rate_that_repeats_or_leaves_out_most_frames_is_told(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    def told(pts: list[int], settings: Settings = SETTINGS) -> str:
+        path = make_video(tmp_path / "a.mkv", len(pts), 32, 48, pts=pts)
+        return told_of_rate(plan(Source("a.mkv", str(path), "chunks/a.mkv"), settings))
+
+    paused = [*range(0, 1000, 100), *range(5000, 6000, 100)]
+    assert told(paused) == (
+        "at 10 frames a second, its rate outside of pauses, 40 of 60 frames repeat the one before"
+    )
+    assert told(paused, dataclasses.replace(SETTINGS, fps="20")) == ""
+    assert told([0, 20, 80, 100, 160, 180, 240]) == ""
+    bursts = [start + i for start in range(0, 1000, 100) for i in range(4)]
+    assert "of 40 frames are left out" in told(bursts)
+    with pytest.raises(DecodeError, match="its clock jumps: it lasts 1000 s, of which"):
+        told([0, 100, 200, 300, 400, 500, 600, 700, 800, 1_000_000])
 
 
 def test_half_the_rate_takes_every_other_frame(index: PacketIndex) -> None:

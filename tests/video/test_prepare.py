@@ -102,6 +102,18 @@ def test_variable_rate_becomes_constant(
     assert numbers(tmp_path / "out", "in.mkv") == expected
 
 
+def test_a_pause_loses_no_frame_and_is_told(
+    run: Run, numbers: Numbers, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    pts = [*range(0, 1000, 100), *range(5000, 6000, 100)]
+    make_video(tmp_path / "in.mkv", 20, 64, 96, pts=pts)
+    report = run(tmp_path / "in.mkv", tmp_path / "out")
+    assert numbers(tmp_path / "out", "in.mkv") == [*range(10), *[9] * 40, *range(10, 20)]
+    assert "uneven       1; another rate for all: --fps\n  in.mkv: at 10 frames a second" in str(
+        report
+    )
+
+
 def test_another_rate(run: Run, numbers: Numbers, make_video: MakeVideo, tmp_path: Path) -> None:
     make_video(tmp_path / "in.mp4", 60, 64, 96)
     run(tmp_path / "in.mp4", tmp_path / "half", fps=15)

@@ -87,6 +87,23 @@ def test_a_file_is_indexed_once(folder: Path, count_builds: list[str]) -> None:
     assert len(count_builds) == 1
 
 
+@pytest.mark.parametrize("most", [0, 59, 60, 150, 1000])
+def test_indices_in_memory_are_bounded_by_their_packets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(raw, "_KEPT_PACKETS", most)
+    videos = RawVideos(str(folder), cache=str(folder / "cache"))
+    names = [f"clips/{name}.mp4" for name in "abcde"]
+    for name in names[1:]:
+        shutil.copy(folder / names[0], folder / name)
+    for name in [*names, *names]:
+        assert videos.info(name).num_frames == 60
+        kept = sum(index.num_packets for index in videos._indices.values())
+        assert kept <= max(most, 60)
+        assert list(videos._indices)[-1] == str(folder / name)
+    assert len(videos._indices) == max(1, min(most // 60, 5))
+
+
 def test_a_changed_file_is_indexed_again(folder: Path, count_builds: list[str]) -> None:
     cache = str(folder / "cache")
     RawVideos(str(folder), cache=cache).info("clips/a.mp4")

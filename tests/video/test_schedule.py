@@ -17,8 +17,9 @@ import av
 import pytest
 
 from onereel.errors import DataError
-from onereel.video.chunking import Unit, UnitDone, make_unit
+from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan
 from onereel.video.prepare import PrepareReport
+from onereel.video.sources import Source
 from onereel.video.store import ChunkStore
 
 MakeVideo = Callable[..., Path]
@@ -155,6 +156,99 @@ def test_an_interrupted_run_keeps_the_chunks_that_it_was_to_replace(
     assert report.encoded_seconds == pytest.approx(40 / 30)  # the first unit's 60 frames are there
     assert numbers(out, "a.mp4") == list(range(100))
     assert len([name for name in files(out) if name.endswith(".mp4")]) == 7
+
+
+def test_parts_of_another_timeline_are_made_again(
+    run: Run,
+    numbers: Numbers,
+    manifest: Manifest,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
+
+    def interrupted(unit: Unit, out: str) -> UnitDone:
+        if unit.first_chunk:
+            raise KeyboardInterrupt
+        return make_unit(unit, out)
+
+    with monkeypatch.context() as patch:  # another version may give a video another rate
+        patch.setattr("onereel.video.schedule.make_unit", interrupted)
+        patch.setattr("onereel.video.chunking.usual_rate", lambda index: 25.0)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out)
+    assert list(out.glob("parts/**/*.arrow"))
+    run(source, out)
+    assert {row["fps_numerator"] for row in manifest(out)} == {30}
+    assert numbers(out, "a.mp4") == list(range(100))
+
+
+@pytest.mark.parametrize("change", ["", "source", "chunk", "part"])
+def test_what_a_run_finished_before_it_was_killed_is_not_indexed_again(
+    change: str,
+    run: Run,
+    numbers: Numbers,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.video.prepare._commit", lambda *_: None)
+        with pytest.raises(DataError, match="finished chunks are kept"):
+            run(source, out)
+    if change == "source":
+        make_video(source, 70, 64, 96)
+    elif change:
+        sorted(out.glob("chunks/*/*" if change == "chunk" else "parts/**/*.arrow"))[-1].unlink()
+    planned: list[str] = []
+
+    def counted(source: Source, settings: Settings) -> list[Unit]:
+        planned.append(source.name)
+        return plan(source, settings)
+
+    monkeypatch.setattr("onereel.video.schedule.plan", counted)
+    report = run(source, out)
+    assert planned == ["a.mp4"] * bool(change)
+    assert (report.encoded_seconds > 0) == bool(change)
+    assert numbers(out, "a.mp4") == list(range(70 if change == "source" else 100))
+
+
+@pytest.mark.parametrize("damage", [b"", b"ARROW1 and zeros" + bytes(3000)])
+def test_damaged_parts_are_made_again(
+    damage: bytes,
+    run: Run,
+    numbers: Numbers,
+    files: Files,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("onereel.video.prepare._commit", lambda *_: None)
+        with pytest.raises(DataError, match="finished chunks are kept"):
+            run(source, out)
+    sorted(out.glob("parts/**/*.arrow"))[1].write_bytes(damage)
+    (out / ".packets.arrow.0123abcd.partial").write_bytes(b"half")
+    (out / "movie.partial").write_bytes(b"of somebody else")
+    assert run(source, out).encoded_seconds == pytest.approx(40 / 30)
+    assert numbers(out, "a.mp4") == list(range(100))
+    assert {name for name in files(out) if name.endswith(".partial")} == {"movie.partial"}
+
+
+def test_a_damaged_index_is_told_with_its_remedy(
+    run: Run, numbers: Numbers, make_video: MakeVideo, tmp_path: Path
+) -> None:
+    source, out = make_video(tmp_path / "a.mp4", 20, 64, 96), tmp_path / "out"
+    run(source, out)
+    (out / "packets.arrow").write_bytes(b"")
+    with pytest.raises(DataError, match=r"packets\.arrow is damaged .*delete it and run the same"):
+        run(source, out)
+    (out / "packets.arrow").unlink()
+    run(source, out)
+    assert numbers(out, "a.mp4") == list(range(20))
 
 
 def test_a_process_that_dies_is_told_with_its_video(

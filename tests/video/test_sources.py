@@ -27,6 +27,7 @@ def test_a_folder_gives_its_videos_at_any_depth(tmp_path: Path) -> None:
         "my video.mp4,3\nb.webm,4\n",
         "my video.mp4\nb.webm\n",
         "my video.mp4 120 3\nb.webm 90 4\n",
+        "path\tlabel\nmy video.mp4\tx\nb.webm\ty\n",
         "label,path\nx,my video.mp4\ny,b.webm\n",
         'path,caption\n"my video.mp4","a, b"\nb.webm,c d\n',
         "\ufeffpath,label\r\nmy video.mp4,1\r\nb.webm,2\r\n",

@@ -121,6 +121,7 @@ def build_train_loader(
         seed=config.seed,
         shuffle=True,
         drop_last=True,
+        accum_steps=config.train.accum_steps,
         rank=world.rank,
         world_size=world.world_size,
         # One process keeps up with any disk: features are copied, not decoded.

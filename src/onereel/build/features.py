@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -26,6 +29,7 @@ from onereel.models.registry import patch_size_of
 from onereel.objectives.distillation import DistillationObjective
 from onereel.training import World, compute_dtype
 from onereel.types import TubeletGrid
+from onereel.video.marker import read_marker
 
 # What a frame's features don't depend on. Whatever isn't named here is part of the key, new settings too.
 WITHOUT_EFFECT = {
@@ -87,7 +91,7 @@ def build_lesson_key(
 def _clip_key(config: RunConfig, annotations: Annotations, device: torch.device) -> Key:
     return {
         "list": _hash_spans(annotations),
-        "store": _hash_store(config.data.store),
+        "store": _hash_chunks(config.data.store, annotations),
         "seed": config.seed,
         "precision": str(compute_dtype(config.train.precision, device)).removeprefix("torch."),
     }
@@ -121,11 +125,25 @@ def _hash_spans(annotations: Annotations) -> str:
     return f"{len(annotations)} records, {digest}"
 
 
-def _hash_store(store: str) -> str:
-    """Which chunks, wherever they lie now."""
+def _hash_chunks(store: str, annotations: Annotations) -> str:
+    """Which chunks hold the list's videos, wherever they lie now; others of the store are no part of it."""
     if not store:
         return "raw files"
-    return hashlib.sha256(Path(store, "manifest.parquet").read_bytes()).hexdigest()
+    root: str = read_marker(Path(store))["settings"]["root"]
+    rows = pq.read_table(Path(store, "manifest.parquet"), columns=["video", "chunk", "checksum"])
+
+    def found(names: pa.ChunkedArray) -> dict[str, str]:
+        return {os.path.normpath(os.path.join(root, n)): n for n in names.unique().to_pylist()}
+
+    held, wanted = found(rows["video"]), found(annotations.table["path"])
+    # A video may be found by a link too: all of the store is hashed then, so that no change goes unnoticed.
+    if wanted.keys() <= held.keys():
+        rows = rows.filter(pc.is_in(rows["video"], pa.array([held[name] for name in wanted])))
+    digest = hashlib.sha256()
+    for batch in rows.to_batches():
+        cells = zip(*(batch[name].to_pylist() for name in ("video", "chunk", "checksum")))
+        digest.update("".join(f"{cell!r};" for cell in cells).encode(errors="backslashreplace"))
+    return f"{rows.num_rows} chunks, {digest.hexdigest()}"
 
 
 def build_feature_cache(

@@ -94,9 +94,33 @@ def _check_known(tokens: TokensConfig) -> None:
         )
 
 
+def check_given(tokens: TokensConfig, before: TokensConfig) -> None:
+    """Raise ConfigError for a setting that was given, that is, changed from `before`, and would be ignored.
+
+    What was there before may be left over from another selector or budget, and does no harm.
+    """
+    if tokens.kind == "all":
+        return
+    if tokens.threshold != before.threshold and _budget_of(tokens) != "threshold":
+        remedy = "" if tokens.kind in ("random", "tube") else "add --tokens.budget threshold, or "
+        raise ConfigError(
+            f"tokens.threshold is {tokens.threshold}, but the budget of {tokens.kind} is no threshold; "
+            f"{remedy}leave it out"
+        )
+    if tokens.keep_ratio and tokens.keep_ratio != before.keep_ratio and tokens.token_budget:
+        raise ConfigError(
+            f"tokens.keep_ratio is {tokens.keep_ratio}, but tokens.token_budget is {tokens.token_budget}, which counts "
+            "in its place; set the one or the other to 0"
+        )
+
+
+def _budget_of(tokens: TokensConfig) -> str:
+    return OWN_BUDGET.get(tokens.kind, "clip") if tokens.budget == "auto" else tokens.budget
+
+
 def build_budget(tokens: TokensConfig) -> Budget:
     """What bounds the tokens: `tokens.budget`, or the selector's own."""
-    budget = OWN_BUDGET.get(tokens.kind, "clip") if tokens.budget == "auto" else tokens.budget
+    budget = _budget_of(tokens)
     if budget == "threshold":
         for name in ("token_budget", "keep_ratio"):
             if getattr(tokens, name):
@@ -191,11 +215,13 @@ def build_picker(config: RunConfig, *, training: bool) -> PatchPicker | None:
     """What the loader's workers select tokens with; None where the model does.
 
     Raises ConfigError where the selector looks at what only the model has, or train.max_tokens_per_device at lengths
-    that are not known, or could be too great.
+    that are not known, or could be too great; in training also where frame selection has nothing to choose from.
     """
     tokens, tubelet = config.tokens, config.model.tubelet_size
     patch = patch_size_of(config.model.name)
     selector = build_selector(tokens, tubelet, patch, config.augment.std)
+    if training:
+        _check_frames(config)
     if training and config.train.max_tokens_per_device:
         _check_token_cap(config, selector)
     if tokens.where == "device":
@@ -213,6 +239,18 @@ def build_picker(config: RunConfig, *, training: bool) -> PatchPicker | None:
         patch_size=patch,
         seed=config.seed,
     )
+
+
+def _check_frames(config: RunConfig) -> None:
+    factor, tubelets = (
+        config.tokens.frame_selection,
+        config.data.num_frames // config.model.tubelet_size,
+    )
+    if factor > 1 and frames_read(config) <= config.data.num_frames:
+        raise ConfigError(
+            f"tokens.frame_selection is {factor}, which adds no frame to a clip of {tubelets} tubelets in time; "
+            f"allowed: {1 + 1 / tubelets:.3g} or more, or 0"
+        )
 
 
 def _check_token_cap(config: RunConfig, selector: Selector) -> None:

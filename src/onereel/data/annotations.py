@@ -181,7 +181,8 @@ class Annotations:
         """Raise DataError unless every record has one of `label_names`."""
         if not self.has_labels:
             raise DataError(f"{self.source}: no labels; add a column 'label' with one per video")
-        unknown = [name for name in self.label_names() if name not in set(label_names)]
+        known = set(label_names)
+        unknown = [name for name in self.label_names() if name not in known]
         if unknown:
             index = pc.index(self._columns["label"].cast(pa.string()), unknown[0]).as_py()
             shown = ", ".join(list(label_names)[:20]) + (", ..." if len(label_names) > 20 else "")
@@ -196,10 +197,10 @@ def read_annotations(source: str, root: str = "") -> Annotations:
     """Read a list of videos in any of the forms that `data.sources` knows.
 
     Args:
-        source: a folder per class; a CSV with a header; a headerless `path label` list; EPIC-KITCHENS-100's CSV;
-            captions in JSON (MSR-VTT's with `#split` behind it, if not all); EgoClip's table; LaViLa's `.pkl`. A file
-            whose first line names a column `path` is a CSV, and so is a `.csv` whose first line has commas and does
-            not end in an integer label; any other file is a list.
+        source: a folder per class; a CSV (commas or tabs) with a header; a headerless `path label` list;
+            EPIC-KITCHENS-100's CSV; captions in JSON (MSR-VTT's with `#split` behind it, if not all); EgoClip's table;
+            LaViLa's `.pkl`. A file whose first line names a column `path` is a CSV, and so is a `.csv` whose first line
+            has commas and does not end in an integer label; any other file is a list.
         root: folder that relative paths start from; empty: the folder of the file, or the folder itself.
 
     Raises DataError naming file and line, what is allowed, and the remedy.

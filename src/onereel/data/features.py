@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +70,8 @@ def claim(folder: Path, key: Key, *, discard: bool = False) -> None:
 
 def remove_features(folder: Path) -> None:
     """Remove from a cache's folder what the cache wrote there, and nothing else."""
-    for name in (
-        SHARDS,
-        f".{SHARDS}.partial",
-        QUARANTINE,
-        KEY,
-    ):  # by its key, what is left is known for a cache
+    # The key last: by it, what is left of an attempt that was killed is known for a cache.
+    for name in (SHARDS, f".{SHARDS}*.partial", QUARANTINE, KEY):
         for path in folder.glob(name):
             path.unlink(missing_ok=True)
 
@@ -88,6 +85,11 @@ def _read_key(path: Path) -> dict[str, Any]:
 
 def _check_same(folder: Path, then: Key, now: Key) -> None:
     now = json.loads(json.dumps(now))  # tuples are lists on disk
+    if re.fullmatch(r"[0-9a-f]{64}", str(then.get("store"))):
+        raise ConfigError(
+            f"{folder} holds features that an earlier version of onereel made, which knew their clips by all of the "
+            f"store; give another folder (--data.cache), or delete {folder} to have them made anew"
+        )
     changes = [
         f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
         for name in sorted({*then, *now})

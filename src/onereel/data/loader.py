@@ -80,6 +80,7 @@ class ClipLoader:
         batch_size: clips per micro-batch.
         shuffle: draw the order by (seed, epoch), and read on into the next epoch while one ends.
         drop_last: leave out the last global batch if it is incomplete.
+        accum_steps: micro-batches of a step: those that fill none at the end of an epoch are not read.
         num_workers: reading processes; 0: in this process, when a batch is asked for.
         prefetch: batches that each worker reads ahead.
         repeats: views of each decoded sample in training, each a clip of the batch; an epoch has `repeats` times as
@@ -104,6 +105,7 @@ class ClipLoader:
         seed: int,
         shuffle: bool,
         drop_last: bool,
+        accum_steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
@@ -130,6 +132,7 @@ class ClipLoader:
             seed=seed,
             shuffle=shuffle,
             drop_last=drop_last,
+            accum_steps=accum_steps,
             rank=rank,
             world_size=world_size,
             shapes=shapes,
@@ -156,7 +159,7 @@ class ClipLoader:
 
     @property
     def num_batches(self) -> int:
-        """Batches of this rank in an epoch."""
+        """Batches of this rank in an epoch, those that fill no step counted."""
         return self._plan.num_batches
 
     def keys(self, epoch: int, batch: int) -> list[SampleKey]:
@@ -170,7 +173,7 @@ class ClipLoader:
             DataError: too many samples failed (see the class), or a worker was killed.
             DecodeError: a sample failed, and the loader is strict.
         """
-        if start >= self.num_batches:
+        if start >= self._plan.num_read:
             return
         if self._next != (epoch, start):
             self._plan.first = (epoch, start)
@@ -178,7 +181,7 @@ class ClipLoader:
                 self._stream = iter(self._data_loader)
         self._next = None
         seen = failed = 0
-        for j in range(start, self.num_batches):
+        for j in range(start, self._plan.num_read):
             loaded = self._receive()
             seen += self._plan.num_samples(j)
             failed += len(loaded.failures)
@@ -235,6 +238,7 @@ class _Plan(Sampler[_BatchJob]):
         seed: int,
         shuffle: bool,
         drop_last: bool,
+        accum_steps: int,
         rank: int,
         world_size: int,
         shapes: FlexibleShapes | None = None,
@@ -246,6 +250,7 @@ class _Plan(Sampler[_BatchJob]):
         global_batch = batch_size * world_size
         complete, rest = divmod(self.num_clips, global_batch)
         self.num_batches = complete + (not drop_last and rest > rank * batch_size)
+        self.num_read = self.num_batches // accum_steps * accum_steps
         if self.num_batches == 0 and drop_last:
             raise DataError(
                 f"{annotations.source} has {len(annotations)} records ({self.num_clips} clips an epoch), fewer than "
@@ -289,7 +294,7 @@ class _Plan(Sampler[_BatchJob]):
 
     def following(self, epoch: int, batch: int) -> tuple[int, int] | None:
         """The batch read after this one; a shuffled plan goes on into the next epoch."""
-        if batch + 1 < self.num_batches:
+        if batch + 1 < self.num_read:
             return epoch, batch + 1
         return (epoch + 1, 0) if self.shuffle else None
 

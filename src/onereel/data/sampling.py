@@ -14,10 +14,12 @@ def frame_span(
     """Frames (first, stop) of `start` to `end` seconds, stop excluded, at least one frame.
 
     A border falls on the frame nearest in time: round(seconds * fps), half to even, at a constant rate (AVION); by
-    frame times where the rate varies. An end behind the video's is cut. Raises DataError where the span lies wholly
-    outside the video.
+    frame times where the rate varies. A start within the last frame is that frame, and an end behind the video's is
+    cut. Raises DataError where the span lies wholly outside the video.
     """
     first = 0 if start is None else _nearest_frame(info, start)
+    if first == info.num_frames and start is not None and start < info.duration_seconds:
+        first -= 1
     stop = info.num_frames if end is None else min(_nearest_frame(info, end), info.num_frames)
     if first >= info.num_frames:
         raise DataError(

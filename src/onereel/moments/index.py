@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onereel.errors import DataError
+from onereel.files import written_aside
 
 if TYPE_CHECKING:
     from onereel.models.dual_encoder import DualEncoder
@@ -76,13 +76,11 @@ class MomentIndex:
             "embedding", pa.FixedSizeListArray.from_arrays(flat, width)
         )
         table = table.replace_schema_metadata({FACTS: json.dumps(asdict(self.facts))})
-        partial = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, partial)
-            os.replace(partial, path)
+            with written_aside(path) as partial:
+                pq.write_table(table, partial)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
 
     @classmethod

@@ -131,7 +131,8 @@ class BatchCount(_Counted):
         return grid.num_tokens if self.count(grid) == grid.num_tokens else None
 
     def keep(self, scores: Tensor, grid: TubeletGrid) -> Tensor:
-        scores = scores.masked_fill(_best(scores), math.inf)
+        best = _best(scores)
+        scores = scores.masked_fill(scores.isnan(), -math.inf).masked_fill(best, math.inf)
         total = self.count(grid) * len(scores)
         order = torch.sort(scores.flatten(), descending=True, stable=True).indices
         return keep_first(order[None], total).view_as(scores)
@@ -150,9 +151,9 @@ def count_tokens(keep_ratio: float, total: int) -> int:
 
 
 def _best(scores: Tensor) -> Tensor:
-    """bool `(B, N)`: the first of the highest scores of each clip."""
-    highest = scores == scores.amax(dim=1, keepdim=True)
-    return highest & (highest.cumsum(dim=1) == 1)
+    """bool `(B, N)`: the first of the highest scores of each clip. NaN counts as highest: one is chosen in any case."""
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    return chosen.scatter_(1, scores.argmax(dim=1, keepdim=True), True)
 
 
 def rank(scores: Tensor, grid: TubeletGrid, groups: int = 1) -> Tensor:

@@ -25,6 +25,7 @@ import torch
 
 from onereel.archives import read_archive
 from onereel.errors import DataError, OnereelError
+from onereel.files import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +47,12 @@ def save_checkpoint(run: Path, state: dict[str, Any], keep: int) -> Path:
         CheckpointError: the disk is full or not writable; the partial file is gone and older checkpoints stay.
     """
     path = run / "checkpoints" / FORMAT.format(state["step"])
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with written_aside(path) as partial, partial.open("wb") as file:
             _write(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports some failed writes as RuntimeError
-        partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"checkpoint {path} could not be written: {error}. Checkpoints before it are untouched. "
             "Free disk space, or lower train.keep_checkpoints."

@@ -21,9 +21,11 @@ import av
 import numpy as np
 
 from onereel.errors import DecodeError
+from onereel.files import move_whole
 from onereel.video.encode import FrameScaler, fitted_size, luma, psnr, write_chunk
 from onereel.video.index import PacketIndex, build_packet_index
 from onereel.video.manifest import chunk_row, write_part
+from onereel.video.opening import open_video
 from onereel.video.probe import probe
 from onereel.video.sources import Source
 
@@ -31,6 +33,10 @@ CHUNKS_PER_UNIT = 4
 """Chunks that one process makes in one go: long videos split over processes, short restarts lose little."""
 PSNR_EVERY = 7
 """One frame in seven is compared with its source: odd, so that every place in a GOP of 32 has its turn."""
+LONGEST_GAP = 4
+"""Gaps between frames past so many usual ones are pauses: a phone that drops a few frames makes none."""
+MOST_STILL = 100
+"""Times that a video may last as long as its frames do without its pauses: past it, the clock has jumped."""
 DENOMINATORS = (1001, 1_000_000)
 """The largest of a rate: the usual one, and one for rates that it would bend (the MP4 clock is a 32-bit number)."""
 
@@ -114,16 +120,42 @@ def exact_rate(fps: float | Fraction, num_frames: int = 1) -> Fraction:
 
 def timeline(index: PacketIndex, fps: Fraction | None) -> tuple[Fraction, np.ndarray]:
     """The rate, and for each tick the source frame that it shows, int32 `(num_ticks,)`."""
-    own = exact_rate(index.fps, index.num_frames)
+    usual = usual_rate(index)
+    own = exact_rate(usual, index.num_frames)
     rate = own if fps is None else fps
     if index.constant_rate and rate == own:
         return rate, np.arange(index.num_frames, dtype=np.int32)
     times = index.frame_times
-    mean_gap = times[-1] / max(len(times) - 1, 1) if times[-1] > 0 else 1 / index.fps
-    num_ticks = max(1, round((times[-1] + mean_gap) * float(rate)))
+    num_ticks = max(1, round((times[-1] + 1 / usual) * float(rate)))
     half_later = (np.arange(num_ticks) + 0.5) / float(rate) + 1e-6  # a tie, rounded, stays a tie
     shown = np.searchsorted(times, half_later, side="right") - 1
     return rate, np.maximum(shown, 0).astype(np.int32)
+
+
+def usual_rate(index: PacketIndex) -> float:
+    """Frames per second outside of pauses. What is usual is the median over four neighbouring gaps."""
+    gaps = np.diff(index.frame_times)
+    if index.constant_rate or not len(gaps):
+        return index.fps
+    span = min(4, len(gaps))
+    usual = np.median(index.frame_times[span:] - index.frame_times[:-span]) / span
+    if gaps.max() <= LONGEST_GAP * usual:
+        return index.fps
+    return float(1 / gaps[gaps <= LONGEST_GAP * usual].mean())
+
+
+def told_of_rate(units: list[Unit]) -> str:
+    """What a video's uneven rate costs where that is much: most frames are left out, or most ticks repeat one."""
+    if units[0].settings.fps is not None:
+        return ""
+    shown = np.concatenate([unit.shown for unit in units])
+    num_shown, num_frames = len(np.unique(shown)), int(shown[-1]) + 1
+    rate = f"at {float(units[0].fps):.4g} frames a second, its rate outside of pauses,"
+    if num_frames > 2 * num_shown:
+        return f"{rate} {num_frames - num_shown} of {num_frames} frames are left out"
+    if len(shown) > 2 * num_shown:
+        return f"{rate} {len(shown) - num_shown} of {len(shown)} frames repeat the one before"
+    return ""
 
 
 def plan(source: Source, settings: Settings) -> list[Unit]:
@@ -134,6 +166,13 @@ def plan(source: Source, settings: Settings) -> list[Unit]:
     if facts.why_unusable:
         raise DecodeError(source.path, facts.why_unusable)
     index = build_packet_index(source.path, settings.stream)
+    seconds, frame_seconds = index.frame_times[-1], index.num_frames / usual_rate(index)
+    if seconds > MOST_STILL * frame_seconds:
+        raise DecodeError(
+            source.path,
+            f"its clock jumps: it lasts {seconds:.0f} s, of which its frames fill {frame_seconds:.3g} s; "
+            "re-encode it, or cut out the pauses",
+        )
     rate, shown = timeline(index, Fraction(settings.fps) if settings.fps else None)
     chunk_frames = max(1, round(settings.chunk_seconds * rate))
     info = index.info()
@@ -195,7 +234,7 @@ def _make_unit(unit: Unit, out: str) -> UnitDone:
         number = unit.first_chunk + offset // unit.chunk_frames
         length = min(unit.chunk_frames, len(unit.shown) - offset)
         rows.append(_make_chunk(unit, number, length, frames, aside, Path(out)))
-    write_part(rows, Path(out), unit.source.name, unit.first_chunk, aside)
+    write_part(rows, Path(out), unit.source.name, unit.first_chunk)
     return UnitDone(
         unit.source.name,
         len(rows),
@@ -239,7 +278,7 @@ def _make_chunk(
     }
     target = out / place
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, target)
+    move_whole(partial, target)
     return chunk_row(facts, index)
 
 
@@ -262,7 +301,7 @@ def _mean_squared_error(
         DecodeError: the chunk does not show exactly `length` frames.
     """
     errors, count = [], 0
-    with av.open(path) as container:
+    with open_video(path) as container:
         video = container.streams.video[0]
         video.codec_context.thread_count = 1
         for count, frame in enumerate(container.decode(video), start=1):
@@ -309,7 +348,7 @@ def _decoded(unit: Unit, seek_pts: int | None) -> Iterator[tuple[int, av.VideoFr
     path, rank = unit.source.path, -1
     rank_of = {pts: unit.first_rank + i for i, pts in enumerate(unit.pts.tolist())}
     try:
-        with av.open(path) as container:
+        with open_video(path) as container:
             (video,) = (s for s in container.streams.video if s.index == unit.stream)
             video.codec_context.thread_count = 1
             video.codec_context.options = {"err_detect": "explode"}

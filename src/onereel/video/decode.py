@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import av
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from onereel.errors import DecodeError
 from onereel.types import CropBox
 from onereel.video.index import PacketIndex, build_packet_index
+from onereel.video.opening import open_video
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,11 @@ class ReferenceDecoder:
         wanted = set(frame_indices)
         pictures: dict[int, Tensor] = {}
         try:
-            with av.open(source.path) as container:
-                video: Any = container.streams[index.stream]
+            with open_video(source.path) as container:
+                video = container.streams[index.stream]
                 video.codec_context.thread_count = 1
                 video.codec_context.options = {"err_detect": "explode"}
-                frames: Any = container.decode(video)
-                for number, frame in enumerate(frames):
+                for number, frame in enumerate(container.decode(video)):
                     if number in wanted:
                         rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", threads=1))
                         pictures[number] = finish(rgb.permute(2, 0, 1), index.rotation, crop, size)

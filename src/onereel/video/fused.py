@@ -18,6 +18,7 @@ from onereel.errors import DecodeError
 from onereel.types import CropBox, YuvClips
 from onereel.video.decode import VideoFile, check_request
 from onereel.video.index import PacketIndex, build_packet_index
+from onereel.video.opening import open_video
 from onereel.video.packets import addressed_packets, check_unchanged, demuxed_packets
 from onereel.video.planes import YuvCanvas
 from onereel.video.scale import Canvas, ScalerCache
@@ -116,7 +117,7 @@ class FusedDecoder:
             return clip.decode(context, packets, span)
         seconds_left = max(clip.deadline - time.monotonic(), 0.001)
         try:
-            with av.open(clip.path, timeout=seconds_left) as container:
+            with open_video(clip.path, timeout=seconds_left) as container:
                 context = _prepared(container.streams[index.stream].codec_context)
                 packets = demuxed_packets(clip.path, container, index, span.rows)
                 return clip.decode(context, packets, span)

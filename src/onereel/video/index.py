@@ -16,6 +16,7 @@ import numpy as np
 
 from onereel.errors import DecodeError
 from onereel.types import VideoInfo
+from onereel.video.opening import open_video
 
 # Codecs whose decoders need nothing from the container but the stream header (`extradata`).
 HEADER_ONLY_CODECS = frozenset(
@@ -148,18 +149,23 @@ def build_packet_index(path: str, stream: int | None = None) -> PacketIndex:
     path = os.fspath(path)
     status = _regular_file(path)
     try:
-        with av.open(path) as container:
-            number = _video_stream(path, container, stream)
-            probe = _first_frame(path, container, container.streams[number])
-        with av.open(path) as container:
-            video: Any = container.streams[number]
-            header = _header(video, probe)
-            average_rate = float(video.average_rate or 0)
-            is_progressive = int(video.codec_context.field_order) <= 1  # or not stated
-            may_lack_pts = _may_lack_pts(container, video)
-            rows = list(_rows(path, container, video, header, status.st_size))
-    except av.FFmpegError as error:
-        raise DecodeError(path, f"not a readable video, or truncated ({error.strerror})") from error
+        return _build(path, stream, status)
+    except (av.FFmpegError, ValueError) as error:
+        detail = getattr(error, "strerror", None) or error
+        raise DecodeError(path, f"not a readable video, or truncated ({detail})") from error
+
+
+def _build(path: str, stream: int | None, status: os.stat_result) -> PacketIndex:
+    with open_video(path) as container:
+        number = _video_stream(path, container, stream)
+        probe = _first_frame(path, container, container.streams[number])
+    with open_video(path) as container:
+        video = container.streams[number]
+        header = _header(video, probe)
+        average_rate = float(video.average_rate or 0)
+        is_progressive = int(video.codec_context.field_order) <= 1  # or not stated
+        may_lack_pts = _may_lack_pts(container, video)
+        rows = list(_rows(path, container, video, header, status.st_size))
     if not rows:
         raise DecodeError(path, "has a video stream with zero frames")
     columns = {name: np.array(column) for name, column in zip(_ROW, zip(*rows))}
@@ -353,11 +359,10 @@ def _display_order(
 def _order_by_decoding(path: str, stream: int) -> np.ndarray:
     """Packet numbers in the order in which a full sequential decode shows them."""
     order: list[int] = []
-    with av.open(path) as container:
-        video: Any = container.streams[stream]
+    with open_video(path) as container:
+        video = container.streams[stream]
         video.codec_context.thread_count = 1
-        packets: Any = container.demux(video)
-        for number, packet in enumerate(packets):
+        for number, packet in enumerate(container.demux(video)):
             packet.pts = number if packet.size else None  # a decoder returns the pts it was given
             try:
                 order.extend(int(frame.pts) for frame in packet.decode())

@@ -12,7 +12,7 @@ import heapq
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,12 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from onereel.errors import DataError
+from onereel.files import written_aside
 from onereel.video.index import PacketIndex
 from onereel.video.probe import VIDEO_SUFFIXES
 
 BATCH_ROWS = 2048
 MAX_NAME = 120
-"""Longest folder name taken over from a source (file systems allow 255 bytes)."""
+"""Longest folder name taken over from a source, in characters ..."""
+MAX_BYTES = 240
+"""... and in bytes: file systems allow 255, and a hash and a `~` may come on top."""
 
 FACTS = pa.schema(
     {
@@ -78,18 +82,28 @@ ROWS = pa.schema([*FACTS, *PACKETS])
 
 
 def video_folder(name: str) -> str:
-    """The folder of a video's chunks, below the store: the source's path, made safe, different for every name."""
+    """The folder of a video's chunks, below the store: the source's path, made safe, different for every name.
+
+    None lies within another: each ends in a video's suffix or a hash, and no folder above it does.
+    """
     parts = [p for p in PurePosixPath(name).parts if p not in ("/", ".", "..")]
-    # A parent named like a video would lie where that video's chunks are.
-    parents = [
-        p.replace(".", "_") if Path(p).suffix.lower() in VIDEO_SUFFIXES else p for p in parts[:-1]
-    ]
-    safe = "/".join(
-        re.sub(r"[^\w.,+=@ -]", "_", p)[:MAX_NAME].strip() for p in [*parents, *parts[-1:]]
-    )
-    if safe != name:
+    *parents, last = map(_safe, parts or [""])
+    parents = [p.replace(".", "_") if _is_video(p) else p for p in parents]
+    safe = "/".join([*parents, last])
+    if safe != name or not _is_video(last):
         safe += "-" + hashlib.blake2b(os.fsencode(name), digest_size=5).hexdigest()
     return f"chunks/{safe}"
+
+
+def _safe(part: str) -> str:
+    """One name of a path, in characters that every file system takes."""
+    safe = re.sub(r"[^\w.,+=@ -]", "_", part)[:MAX_NAME]
+    safe = safe.encode()[:MAX_BYTES].decode(errors="ignore").strip()
+    return "_" if safe in ("", ".", "..") else safe
+
+
+def _is_video(part: str) -> bool:
+    return Path(part).suffix.lower() in VIDEO_SUFFIXES
 
 
 def spare_folder(used: str) -> str:
@@ -122,27 +136,87 @@ def chunk_row(facts: dict[str, Any], index: PacketIndex) -> dict[str, Any]:
     }
 
 
-def write_part(
-    rows: list[dict[str, Any]], out: Path, video: str, first_chunk: int, aside: Path
-) -> None:
+def write_part(rows: list[dict[str, Any]], out: Path, video: str, first_chunk: int) -> None:
     """Record finished chunks so that a later run finds them."""
-    partial = aside / "part.arrow"
     table = pa.Table.from_pylist(rows, schema=ROWS)
-    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
-        writer.write_table(table)
     target = part_path(out, video, first_chunk)
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(partial, target)
+    with (
+        written_aside(target) as partial,
+        pa.OSFile(str(partial), "wb") as file,
+        pa.ipc.new_file(file, ROWS) as writer,
+    ):
+        writer.write_table(table)
+
+
+def read_part(path: Path) -> pa.Table | None:
+    """The rows of a part; None where there is none, or one that is damaged, and its chunks must be made (again)."""
+    if not path.exists():
+        return None
+    try:
+        rows = read_rows(path)
+    except DataError:
+        return None
+    return rows if rows.schema == ROWS and rows.num_rows else None
 
 
 def part_path(out: Path, video: str, first_chunk: int) -> Path:
     return out / "parts" / video_folder(video) / f"{first_chunk:06d}.arrow"
 
 
+def made_parts(out: Path, video: str, source: str, folder: str) -> list[int] | None:
+    """The first chunks of a video's parts where these hold all of it, as its file `source` is now; else None.
+
+    Its chunks must lie in `folder`, below the store.
+    """
+    paths = sorted(part_path(out, video, 0).parent.glob("*.arrow"))
+    parts = [read_part(path) for path in paths]
+    found = [rows for rows in parts if rows is not None]
+    if not found or len(found) < len(parts) or not os.path.isfile(source):
+        return None
+    rows = pa.concat_tables(found)
+    same = ("num_chunks", "video_frames", "fps_numerator", "fps_denominator", "source_bytes")
+    whole = rows["chunk"].to_pylist() == list(range(rows["num_chunks"][0].as_py()))
+    if not whole or any(len(rows[name].unique()) > 1 for name in same):
+        return None
+    if {os.path.dirname(path) for path in rows["path"].to_pylist()} != {folder}:
+        return None
+    firsts = [part["chunk"][0].as_py() for part in found]
+    return firsts if has_chunks(out, rows, os.path.getsize(source)) else None
+
+
 def read_rows(path: Path) -> pa.Table:
-    """All rows of an Arrow file of this store, memory-mapped."""
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+    """All rows of an Arrow file of this store, memory-mapped. Raises DataError where it is damaged."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_file(file).read_all()
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"{path} is damaged ({error}); restore it, or delete it and run the same `onereel prepare` command again, "
+            "which then makes all chunks again"
+        ) from error
+
+
+class RowsByVideo(Mapping[str, pa.Table]):
+    """The rows of each video of a table, sorted by (video, chunk). A slice is 16 kB: none is kept."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows
+        self._starts = np.flatnonzero(rows["chunk"].to_numpy() == 0)
+        names = rows["video"].take(pa.array(self._starts)).to_pylist()
+        self._places = {name: place for place, name in enumerate(names)}
+
+    def __getitem__(self, video: str) -> pa.Table:
+        place = self._places[video]
+        start, *after = self._starts[place : place + 2].tolist()
+        stop = after[0] if after else self._rows.num_rows
+        return self._rows.slice(start, stop - start)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Rows:
@@ -229,17 +303,17 @@ def merge(out: Path, keep: Iterable[pa.Table], parts: Iterable[list[Path]]) -> N
     added = (pa.concat_tables([read_rows(path) for path in paths]) for paths in parts)
     tables = heapq.merge(keep, added, key=lambda table: table["video"][0].as_py())
     packets, manifest = out / "packets.arrow", out / "manifest.parquet"
+    # The truth last: a run killed in between finds its parts again and merges once more.
     with (
-        pa.OSFile(f"{packets}.partial", "wb") as file,
+        written_aside(packets) as packets_aside,
+        written_aside(manifest) as manifest_aside,
+        pa.OSFile(str(packets_aside), "wb") as file,
         pa.ipc.new_file(file, ROWS) as rows,
-        pq.ParquetWriter(f"{manifest}.partial", FACTS) as facts,
+        pq.ParquetWriter(str(manifest_aside), FACTS) as facts,
     ):
         for batch in _rebatched(tables):
             rows.write_batch(batch)
             facts.write_batch(batch.select(FACTS.names))
-    # The truth last: a run killed in between finds its parts again and merges once more.
-    os.replace(f"{manifest}.partial", manifest)
-    os.replace(f"{packets}.partial", packets)
 
 
 def _rebatched(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,15 @@ import av
 
 import onereel
 from onereel.errors import ConfigError, DataError
+from onereel.files import write_atomically
 from onereel.video.chunking import Settings
 
 MARKER = "store.json"
 FORMAT = 1
 """Raised when older stores can no longer be read."""
+PARTIAL = re.compile(
+    r"\.?(store\.json|packets\.arrow|manifest\.parquet|quarantine\.csv)(\.\w+)?\.partial"
+)
 
 
 def read_marker(store: Path) -> dict[str, Any]:
@@ -61,6 +66,8 @@ def open_store(store: Path, settings: Settings, root: str) -> Iterator[None]:
             raise DataError(f"another run of prepare is writing to {store}; wait for it") from error
         _check(store, read_marker(store)["settings"], wanted)
         shutil.rmtree(store / "partial", ignore_errors=True)
+        for name in _left_behind(store):
+            (store / name).unlink(missing_ok=True)
         try:
             yield
         finally:
@@ -68,8 +75,7 @@ def open_store(store: Path, settings: Settings, root: str) -> Iterator[None]:
 
 
 def _create(store: Path, settings: dict[str, Any]) -> None:
-    aside = f"{MARKER}.partial"
-    if store.exists() and (not store.is_dir() or set(os.listdir(store)) - {aside}):
+    if store.exists() and (not store.is_dir() or set(os.listdir(store)) - _left_behind(store)):
         raise DataError(
             f"{store} is not empty and is no chunk store (no {MARKER}); choose a new or an empty folder"
         )
@@ -79,8 +85,12 @@ def _create(store: Path, settings: dict[str, Any]) -> None:
         "settings": settings,
         "versions": {"onereel": onereel.__version__, "av": av.__version__},
     }
-    (store / aside).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(store / aside, store / MARKER)
+    write_atomically(store / MARKER, json.dumps(content, indent=2) + "\n")
+
+
+def _left_behind(store: Path) -> set[str]:
+    """The names of files that runs which were killed had begun to write."""
+    return {path.name for path in store.glob("*.partial") if PARTIAL.fullmatch(path.name)}
 
 
 def _check(store: Path, existing: dict[str, Any], wanted: dict[str, Any]) -> None:

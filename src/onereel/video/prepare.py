@@ -20,23 +20,25 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from onereel.errors import ConfigError, DataError, unknown_name
+from onereel.files import write_atomically
 from onereel.types import Quarantined
 from onereel.video.chunking import Settings, exact_rate
 from onereel.video.encode import PROFILES
 from onereel.video.manifest import (
+    RowsByVideo,
     has_chunks,
     merge,
     part_path,
@@ -64,6 +66,7 @@ class PrepareReport:
         psnr: dB, luma, mean over chunks: the quality lost by encoding, scaling apart. Measured on every 7th frame.
         encoded_seconds: of video, encoded by this run (less than `video_seconds` where it was resumed).
         wall_seconds: of this run.
+        uneven: videos of this run whose frame rate varies so much that most frames are repeated or left out, and how.
     """
 
     store: str
@@ -76,6 +79,7 @@ class PrepareReport:
     psnr: float
     encoded_seconds: float
     wall_seconds: float
+    uneven: tuple[str, ...] = ()
 
     @property
     def size_ratio(self) -> float:
@@ -101,6 +105,10 @@ class PrepareReport:
         lines += [f"  {q.path}: {q.reason}" for q in shown]
         if len(shown) < len(self.quarantined):
             lines.append(f"  … all in {os.path.join(self.store, 'quarantine.csv')}")
+        if self.uneven:
+            lines.append(f"uneven       {len(self.uneven)}; another rate for all: --fps")
+            lines += [f"  {told}" for told in self.uneven[:10]]
+            lines += [f"  … {len(self.uneven) - 10} more"] * (len(self.uneven) > 10)
         return "\n".join(lines)
 
 
@@ -127,7 +135,7 @@ def prepare(
         root: folder that relative paths of a list start from; empty: the folder of the list.
         chunk_seconds: length of a chunk.
         short_side: pixels; larger pictures are scaled down to it, smaller ones keep their size.
-        fps: frames per second of the store; None: each video's own average rate.
+        fps: frames per second of the store; None: each video's own average rate, pauses apart.
         profile: how to encode, a key of `onereel.video.encode.PROFILES`.
         crf: x264's quality, lower is better; None: the profile's.
         num_workers: processes; 0: one per core.
@@ -184,19 +192,13 @@ def _settings(
     return Settings(float(chunk_seconds), short_side, rate, profile, crf, stream)
 
 
-def _complete_videos(store: Path) -> dict[str, pa.Table]:
+def _complete_videos(store: Path) -> Mapping[str, pa.Table]:
     """The rows of each video that an earlier run finished."""
     path = store / "packets.arrow"
-    if not path.exists():
-        return {}
-    rows = read_rows(path)
-    starts = np.flatnonzero(rows["chunk"].to_numpy() == 0)
-    names = rows["video"].take(pa.array(starts)).to_pylist()
-    counts = np.diff([*starts, rows.num_rows])
-    return {name: rows.slice(s, n) for name, s, n in zip(names, starts.tolist(), counts.tolist())}
+    return RowsByVideo(read_rows(path)) if path.exists() else {}
 
 
-def _todo(store: Path, existing: dict[str, pa.Table], source: Source) -> Source | None:
+def _todo(store: Path, existing: Mapping[str, pa.Table], source: Source) -> Source | None:
     """The source if its chunks must be made, with the folder where that harms no chunk that still serves."""
     rows = existing.get(source.name)
     if rows is None:
@@ -213,7 +215,7 @@ def _folder(rows: pa.Table) -> str:
 
 
 def _commit(
-    store: Path, existing: dict[str, pa.Table], tried: list[Source], outcome: Outcome
+    store: Path, existing: Mapping[str, pa.Table], tried: list[Source], outcome: Outcome
 ) -> None:
     """Merge what is complete into the index files, then remove what nothing refers to.
 
@@ -231,31 +233,39 @@ def _commit(
     used = {name: _folder(rows) for name, rows in existing.items()}
     used |= {name: made[name] for name in finished}
     interrupted = made.keys() - finished.keys() - outcome.quarantined.keys()
+    shared = {
+        store / parent for folder in used.values() for parent in PurePosixPath(folder).parents
+    }
     for name in (made.keys() | used.keys()) - interrupted:
-        _remove(store / "parts" / video_folder(name))
-        if name in used:
-            _remove(store / spare_folder(used[name]))
-        else:
-            _remove(store / made[name])
+        _remove(store / "parts" / video_folder(name), shared)
+        _remove(store / (spare_folder(used[name]) if name in used else made[name]), shared)
 
 
-def _remove(folder: Path) -> None:
-    """Remove a video's folder, and the folders above it that are empty then."""
-    if folder.exists():
+def _remove(folder: Path, shared: set[Path]) -> None:
+    """Remove a video's folder, and the folders above it that are empty then.
+
+    Of a folder in `shared`, which other videos' folders lie in (older stores have such), only the files.
+    """
+    if not folder.exists():
+        return
+    if folder not in shared:
         shutil.rmtree(folder)
-        with contextlib.suppress(OSError):
-            os.removedirs(folder.parent)
+    else:
+        for file in filter(Path.is_file, list(folder.iterdir())):
+            file.unlink()
+    with contextlib.suppress(OSError):
+        os.removedirs(folder.parent)
 
 
 def _write_quarantine(store: Path, outcome: Outcome) -> None:
-    aside = store / "quarantine.csv.partial"
-    with open(aside, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "reason", "frame"])
-        for name in sorted(outcome.quarantined):
-            bad = outcome.quarantined[name]
-            writer.writerow([bad.path, bad.reason, "" if bad.frame is None else bad.frame])
-    os.replace(aside, store / "quarantine.csv")
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "reason", "frame"])
+    for name in sorted(outcome.quarantined):
+        bad = outcome.quarantined[name]
+        writer.writerow([bad.path, bad.reason, "" if bad.frame is None else bad.frame])
+    content = text.getvalue().encode(errors="backslashreplace")
+    write_atomically(store / "quarantine.csv", content)
 
 
 def _report(store: Path, outcome: Outcome, wall_seconds: float) -> PrepareReport:
@@ -273,4 +283,5 @@ def _report(store: Path, outcome: Outcome, wall_seconds: float) -> PrepareReport
         psnr=pc.mean(rows["psnr"]).as_py() or 0.0,
         encoded_seconds=outcome.seconds,
         wall_seconds=wall_seconds,
+        uneven=tuple(f"{name}: {outcome.uneven[name]}" for name in sorted(outcome.uneven)),
     )

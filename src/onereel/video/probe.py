@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import av
-import av.error
 
 from onereel.errors import DecodeError
+from onereel.video.opening import open_video
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
@@ -87,7 +87,7 @@ def probe(path: str) -> FileFacts:
     if size == 0:
         raise DecodeError(path, "the file is empty")
     try:
-        with av.open(path) as container:
+        with open_video(path) as container:
             streams = tuple(_stream_facts(stream) for stream in container.streams.video)
             best = container.streams.best("video")
             usable = [facts.stream for facts in streams if not facts.why_unusable]
@@ -102,7 +102,7 @@ def probe(path: str) -> FileFacts:
                 best_stream=usable[0] if usable else None,
                 why_unusable=_why_unusable(streams, len(container.streams.audio), bool(usable)),
             )
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.FFmpegError, ValueError) as error:
         detail = getattr(error, "strerror", None) or error
         raise DecodeError(path, f"no media file that FFmpeg can open, or cut ({detail})") from error
 

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -19,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from onereel.errors import DecodeError
+from onereel.files import write_atomically
 from onereel.types import ClipSpec, VideoInfo, YuvClips
 from onereel.video.decode import VideoFile
 from onereel.video.fused import FusedDecoder
@@ -28,6 +28,9 @@ from onereel.video.sources import files_below
 # Raise it when the meaning of a PacketIndex changes: older cache entries are then rebuilt.
 _FORMAT = 2
 _KEPT_IN_MEMORY = 1024
+_KEPT_PACKETS = (
+    4_000_000  # of all indices in memory; about 50 bytes each, so 37 hours at 30 frames a second
+)
 _COLUMNS = ("position", "size", "rank", "key", "reference", "pts", "frame_times")
 
 
@@ -92,11 +95,18 @@ class RawVideos:
         index = self._indices.get(path)
         if index is None:
             index = self._indices[path] = cached_packet_index(path, self.cache, self.stream)
-            if len(self._indices) > _KEPT_IN_MEMORY:
-                self._indices.popitem(last=False)
+            self._forget()
         else:
             self._indices.move_to_end(path)
         return index
+
+    def _forget(self) -> None:
+        """Drop the indices used longest ago, down to what may be kept in memory, but never the last one."""
+        num_packets = sum(index.num_packets for index in self._indices.values())
+        while len(self._indices) > 1 and (
+            len(self._indices) > _KEPT_IN_MEMORY or num_packets > _KEPT_PACKETS
+        ):
+            num_packets -= self._indices.popitem(last=False)[1].num_packets
 
 
 def default_cache() -> Path:
@@ -125,7 +135,8 @@ def cached_packet_index(path: str, cache: Path, stream: int | None = None) -> Pa
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         index = build_packet_index(path, stream)  # absent or damaged: made again
     try:
-        write_aside(entry, dump_packet_index(index))
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(entry, dump_packet_index(index), durable=False)
     except OSError as error:
         warnings.warn(f"cannot keep the packet index of {path}: {error}", stacklevel=2)
     return index
@@ -153,16 +164,3 @@ def load_packet_index(data: bytes) -> PacketIndex:
     header["extradata"] = bytes.fromhex(header["extradata"])
     header["time_base"] = Fraction(header["time_base"])
     return PacketIndex(**header, **columns)
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that no reader ever sees half of it, and many may write at once. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise

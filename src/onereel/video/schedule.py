@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from onereel.errors import DataError, DecodeError
 from onereel.processes import hidden_main
 from onereel.types import Quarantined
-from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan
-from onereel.video.manifest import has_chunks, part_path, read_rows
+from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan, told_of_rate
+from onereel.video.manifest import has_chunks, made_parts, part_path, read_part
 from onereel.video.sources import Source
 
 
@@ -35,11 +35,13 @@ class Outcome:
     Attributes:
         finished: videos all of whose chunks are in place, with the numbers of the first chunks of their parts.
         quarantined: by name, why a video cannot be used.
+        uneven: by name, what an uneven frame rate costs, where that is much.
         seconds: of video, encoded by this run.
     """
 
     finished: dict[str, list[int]] = field(default_factory=dict)
     quarantined: dict[str, Quarantined] = field(default_factory=dict)
+    uneven: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -112,6 +114,11 @@ class _Run:
                     task = self.pool.submit(make_unit, unit, str(self.store))
                     self.futures[task] = unit.source, self._made
             elif (source := next(waiting, None)) is not None:
+                parts = made_parts(self.store, source.name, source.path, source.folder)
+                if parts is not None:
+                    self.outcome.finished[source.name] = parts
+                    self._progress(source, 1.0)
+                    continue
                 self.futures[self.pool.submit(plan, source, self.settings)] = source, self._planned
             else:
                 break
@@ -122,6 +129,8 @@ class _Run:
         self.units_left[source.name] = len(todo)
         self.parts[source.name] = [unit.first_chunk for unit in units]
         self.ready.extend(todo)
+        if told := told_of_rate(units):
+            self.outcome.uneven[source.name] = told
         self._progress(source, 1 - sum(len(u.shown) for u in todo) / units[0].num_frames)
         self._finish_if_complete(source)
 
@@ -154,8 +163,13 @@ def num_cores() -> int:
 
 
 def _is_made(unit: Unit, store: Path) -> bool:
-    part = part_path(store, unit.source.name, unit.first_chunk)
-    return part.exists() and has_chunks(store, read_rows(part), unit.source_bytes)
+    rows = read_part(part_path(store, unit.source.name, unit.first_chunk))
+    if rows is None:
+        return False
+    facts = ("fps_numerator", "fps_denominator", "video_frames")
+    timeline = (unit.fps.numerator, unit.fps.denominator, unit.num_frames)
+    same = tuple(rows[name][0].as_py() for name in facts) == timeline
+    return same and has_chunks(store, rows, unit.source_bytes)
 
 
 class _Serial(Executor):

@@ -67,19 +67,20 @@ def files_below(folder: str, out: str = "") -> Iterator[str]:
 
 
 def _listed(path: Path) -> Iterator[str]:
-    """The paths of a CSV with a `path` column, or of the first column of anything else."""
+    """The paths of a CSV (commas or tabs) with a `path` column, or of the first column of anything else."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is neither a video (by its suffix) nor a UTF-8 list") from error
     lines = [line for line in text.splitlines() if line.strip()]
-    header = next(csv.reader(lines[:1]), [])
-    if "path" in header:
-        column = header.index("path")
-        rows = csv.reader(lines[1:])
-        yield from (row[column] for row in rows if len(row) > column and row[column])
-    else:
-        yield from map(_first_column, lines)
+    for delimiter in (",", "\t"):
+        header = [cell.strip() for cell in next(csv.reader(lines[:1], delimiter=delimiter), [])]
+        if "path" in header:
+            column = header.index("path")
+            rows = csv.reader(lines[1:], delimiter=delimiter)
+            yield from (row[column] for row in rows if len(row) > column and row[column])
+            return
+    yield from map(_first_column, lines)
 
 
 def _first_column(line: str) -> str:

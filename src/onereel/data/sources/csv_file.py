@@ -1,5 +1,6 @@
 """CSV with a header: `path,label` or `path,caption[,start,end]`, in any order; further columns are kept.
 
+Cells may be separated by tabs instead, where those of the header are.
 Where nothing is said about the videos (masked pre-training) there may be `path[,start,end]` and no further column.
 """
 
@@ -22,7 +23,15 @@ TIME = r"^(?:(?:(?P<hours>\d+):)?(?P<minutes>\d+):)?(?P<seconds>\d+(?:\.\d*)?)$"
 def read_header(path: Path) -> list[str]:
     """The cells of the first line, stripped; empty for an empty file."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        return [cell.strip() for cell in next(csv.reader(file), [])]
+        reader = csv.reader(file, delimiter=delimiter_of(path))
+        return [cell.strip() for cell in next(reader, [])]
+
+
+def delimiter_of(path: Path) -> str:
+    """What separates the cells: a tab where the first line so separated has a cell `path`, else a comma."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        cells = [cell.strip() for cell in file.readline().split("\t")]
+    return "\t" if len(cells) > 1 and "path" in cells else ","
 
 
 def read_csv(path: Path) -> pa.Table:
@@ -54,7 +63,9 @@ def read_cells(path: Path, header: list[str]) -> pa.Table:
         return arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(column_names=header, skip_rows=1),
-            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=delimiter_of(path), newlines_in_values=True
+            ),
             convert_options=arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
             ),
@@ -66,7 +77,7 @@ def read_cells(path: Path, header: list[str]) -> pa.Table:
 def line_of(path: Path, row: int) -> int:
     """Line, from 1, on which data row `row`, from 0, ends (quoted cells may hold line breaks)."""
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file)
+        reader = csv.reader(file, delimiter=delimiter_of(path))
         next(reader)
         filled = (reader.line_num for cells in reader if cells)
         for _ in range(row):
@@ -95,14 +106,16 @@ def _checked_header(path: Path) -> list[str]:
 
 def _row_problem(path: Path, header: list[str], arrow_message: str) -> str:
     """What is wrong with a file that Arrow refused, found again row by row."""
+    delimiter = delimiter_of(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, delimiter=delimiter)
             for cells in reader:
                 if cells and len(cells) != len(header):
+                    separator = "comma" if delimiter == "," else "tab"
                     return (
                         f"{path}, line {reader.line_num}: {len(cells)} cells, but the header names {len(header)}; "
-                        'put quotes around a cell that holds a comma: "a, b"'
+                        f'put quotes around a cell that holds a {separator}: "a{delimiter} b"'
                     )
     except UnicodeDecodeError as error:
         return f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
