@@ -26,7 +26,6 @@ def state(step: int) -> dict:
         "model": {"weight": torch.full((100,), float(step))},
         "ema": None,
         "step": step,
-        "best": None,
         "config": {},
         "class_names": [],
     }
@@ -44,7 +43,6 @@ def test_what_is_written_is_read(run):
     assert path == run / "checkpoints" / "step_00000100.pt"
     assert torch.equal(loaded["model"]["weight"], torch.full((100,), 100.0))
     assert loaded["step"] == 100
-    assert loaded["best"] is None
 
 
 def test_the_newest_are_kept(run):

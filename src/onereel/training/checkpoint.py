@@ -7,7 +7,6 @@ A checkpoint is a dictionary of plain containers and tensors:
     step          optimiser steps done
     epoch         step // steps_per_epoch;   position: steps done within that epoch
     steps_per_epoch, global_batch_size       what the order of samples depends on
-    best          best value of the metric that evaluations are judged by, or None
     meter         sums of the log window that was open
     config        the run's config as nested dictionaries
     class_names   list of class names

@@ -32,10 +32,9 @@ Evaluate = Callable[[int, float], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended: steps done, the best `top1` of its evaluations, and the last evaluation's numbers."""
+    """How a run ended: steps done, and the last evaluation's numbers."""
 
     step: int
-    best: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -86,7 +85,7 @@ def fit(
         log.note(plan.describe(config) + (f"; from step {state.step}" if state.step else ""))
         batches = plan.batches(loader, state.step)
         metrics = _run_steps(state, take_step, batches, config.train, log, saver, evaluate)
-    return FitResult(state.step, state.best, metrics)
+    return FitResult(state.step, metrics)
 
 
 def _run_steps(
@@ -170,6 +169,4 @@ def _evaluate(evaluate: Evaluate, state: TrainState) -> Mapping[str, float]:
         state.objective.eval()
         metrics = evaluate(state.step, state.epoch)
         state.objective.train()
-    if "top1" in metrics:
-        state.best = max(metrics["top1"], state.best or 0.0)
     return metrics

@@ -30,7 +30,7 @@ GOES_ON_WITH = {
 
 @dataclass
 class TrainState:
-    """The run after `step` optimiser steps; `best` is the best evaluation so far, None before the first."""
+    """The run after `step` optimiser steps."""
 
     objective: nn.Module
     optimizer: torch.optim.Optimizer
@@ -38,7 +38,6 @@ class TrainState:
     meter: Meter
     plan: StepPlan
     step: int = 0
-    best: float | None = None
 
     @property
     def epoch(self) -> float:
@@ -56,7 +55,6 @@ class TrainState:
             "position": self.step % self.plan.steps_per_epoch,
             "steps_per_epoch": self.plan.steps_per_epoch,
             "global_batch_size": self.plan.global_batch_size,
-            "best": self.best,
             "meter": dict(self.meter.sums),
         }
 
@@ -77,7 +75,7 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.step, self.best = state["step"], state["best"]
+        self.step = state["step"]
         self.meter.sums = dict(state["meter"])
 
 
