@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from onereel.config import RunConfig, TrainConfig, to_dict
-from onereel.errors import ConfigError
 from onereel.training.distributed import is_main, world_size
 from onereel.training.ema import Ema
-from onereel.training.interrupt import RunInterrupted, StopRequest, stop_on_signals
+from onereel.training.interrupt import RunInterrupted, stop_on_signals
 from onereel.training.logbook import Logbook
 from onereel.training.meters import Meter
 from onereel.training.peak import measure_peak_flops
@@ -67,8 +66,7 @@ def fit(
         NonFiniteError: NaN or infinite loss or gradient; the checkpoints are from before it.
         RunInterrupted: SIGINT or SIGTERM came; the run is saved.
         CheckpointError: the last checkpoint could not be written (earlier ones only warn).
-        ConfigError: too few clips for one step, too little memory on the device, or `resume` is from a run of another
-            shape.
+        ConfigError: too few clips for a step, too little memory, or `resume` is from a run of another shape.
     """
     plan = plan_steps(config, loader.num_batches, world_size())
     dtype = compute_dtype(config.train.precision, device)
@@ -111,7 +109,7 @@ def _run_steps(
                 log.write("eval", state.step, state.epoch, metrics)
             if state.step == plan.total_steps:
                 return metrics
-            unread.append(_take(take_step, state, batches, stop, train))
+            unread.append(take_step(state, batches, stop))
             if state.ema is not None:
                 state.ema.update()
             state.step += 1
@@ -131,26 +129,6 @@ def _run_steps(
                 saver.save(state, must=is_last or meter.stop_requested)
             if meter.stop_requested:
                 raise RunInterrupted(saver.run, state.step)
-
-
-def _take(
-    take_step: TrainStep,
-    state: TrainState,
-    batches: Iterator[Batch],
-    stop: StopRequest,
-    train: TrainConfig,
-) -> StepResult:
-    """The next step. Raises ConfigError where the device's memory does not hold it."""
-    try:
-        return take_step(state, batches, stop)
-    except torch.OutOfMemoryError as error:
-        first_line = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"the device has too little memory for step {state.step + 1}, which takes {train.batch_size_per_device} "
-            "clips at once. Lower train.batch_size_per_device: with train.global_batch_size "
-            f"{state.plan.global_batch_size} (or train.accum_steps raised as much) the result stays the same. Or set "
-            f"model.checkpointing, which computes each block again in the backward pass ({first_line})"
-        ) from error
 
 
 def _read(unread: deque[StepResult], meter: Meter, lag: int) -> None:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from onereel.config import RunConfig, TrainConfig
-from onereel.errors import OnereelError
+from onereel.errors import ConfigError, OnereelError
 from onereel.seeding import stable_seed
 from onereel.training.distributed import (
     all_reduce_sum,
@@ -150,6 +150,7 @@ class TrainStep:
         self.augment = augment
         self.device = device
         self.dtype = compute_dtype(config.train.precision, device)
+        self.batch_size = config.train.batch_size_per_device
         self.accum_steps = config.train.accum_steps
         self.max_tokens = config.train.max_tokens_per_device
         self.max_norm = config.optim.clip_grad_norm
@@ -159,7 +160,22 @@ class TrainStep:
     def __call__(
         self, state: TrainState, batches: Iterator[Batch], stop: StopRequest
     ) -> StepResult:
-        """Take the step after `state.step` with the next micro-batches; `state.step` is left alone."""
+        """Take the step after `state.step` with the next micro-batches; `state.step` is left alone.
+
+        Raises ConfigError where the device's memory does not hold it.
+        """
+        try:
+            return self._take(state, batches, stop)
+        except torch.OutOfMemoryError as error:
+            first_line = str(error).partition("\n")[0]
+            raise ConfigError(
+                f"the device has too little memory for step {state.step + 1}, which takes {self.batch_size} clips at "
+                "once. Lower train.batch_size_per_device: with train.global_batch_size "
+                f"{state.plan.global_batch_size} (or train.accum_steps raised as much) the result stays the same. Or "
+                f"set model.checkpointing, which computes each block again in the backward pass ({first_line})"
+            ) from error
+
+    def _take(self, state: TrainState, batches: Iterator[Batch], stop: StopRequest) -> StepResult:
         self.lr = self.schedule(state.step)
         set_lr(self.optimizer, self.lr)
         self.optimizer.zero_grad(set_to_none=True)
