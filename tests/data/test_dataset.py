@@ -150,7 +150,7 @@ def test_defaults_are_those_of_the_configuration(dataset_of):
         f.name for f in dataclasses.fields(config)
     }
     names -= {"num_frames", "size"}
-    assert names == {"sampling", "sampling_rate", "crop", "crop_scale", "crop_ratio"}
+    assert names == {"sampling", "sampling_rate", "crop", "crop_scale", "crop_ratio", "scaling"}
     for name in names:
         assert getattr(reader, name) == getattr(config, name)
 
