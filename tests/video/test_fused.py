@@ -18,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from onereel.data.yuv import to_rgb
 from onereel.errors import DecodeError
 from onereel.types import CropBox
 from onereel.video.decode import ReferenceDecoder, VideoFile, finish
@@ -130,6 +131,8 @@ def test_color_space_and_range_are_honoured(
     clip = FusedDecoder(direct=direct).read(source, [1], None, (48, 72)).double()
     # The reference's converter truncates, the scaler rounds: half a level or so. Ignoring matrix and range costs 15.
     assert (clip.mean((0, 2, 3)) - expected.mean((0, 2, 3))).abs().max() < 1.5
+    (later,) = to_rgb(DECODER.read_yuv(source, [1], CropBox(0, 0, 96, 144), (48, 72)))
+    assert (later - expected).abs().max() <= 3
     assert torch.equal(
         DECODER.read(source, [1], None, None), ReferenceDecoder().read(source, [1], None, None)
     )
@@ -173,6 +176,8 @@ def test_other_pixel_formats(tmp_path: Path, codec: str, pixel_format: str) -> N
     box = CropBox(8, 6, 60, 90, hflip=True)
     expected = ReferenceDecoder().read(source, [3, 1], box, (48, 48))
     assert psnr(DECODER.read(source, [3, 1], box, (48, 48)), expected) >= 40
+    (later,) = to_rgb(DECODER.read_yuv(source, [3, 1], box, (48, 48)))
+    assert psnr(later, expected) >= 40
 
 
 def test_only_the_packets_that_matter_are_decoded(zoo: Callable[[str], Any]) -> None:

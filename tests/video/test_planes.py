@@ -70,48 +70,6 @@ def test_real_clips_are_the_references_within_45_db(real_data: Path) -> None:
             assert psnr(clip, expected) >= 45, path.name
 
 
-@pytest.mark.parametrize("space", [1, 6, 2])
-@pytest.mark.parametrize("full", [False, True])
-def test_color_space_and_range_travel_along(tmp_path: Path, space: int, full: bool) -> None:
-    y, x = np.mgrid[0:96, 0:144]
-    planes = [y + x, 60 + x[:48, :72], 200 - y[:48, :72]]
-    flat = np.concatenate([p.astype(np.uint8).reshape(-1) for p in planes]).reshape(-1, 144)
-    path = tmp_path / "colored.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"crf": "5"})
-        stream.width, stream.height, stream.pix_fmt = 144, 96, "yuv420p"
-        stream.codec_context.colorspace = space
-        stream.codec_context.color_range = 2 if full else 1
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(flat, format="yuv420p")))
-        container.mux(stream.encode(None))
-    clip = read(str(path), [1], CropBox(0, 0, 96, 144), (96, 144))
-    expected = REFERENCE.read(VideoFile(str(path)), [1], None, None)
-    assert (clip.int() - expected.int()).abs().max() <= 3
-
-
-@pytest.mark.parametrize(
-    ("codec", "pixel_format"),
-    [
-        *(("libx264", f) for f in ("yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "gray")),
-        ("png", "rgb24"),
-    ],
-)
-def test_other_pixel_formats_become_420(tmp_path: Path, codec: str, pixel_format: str) -> None:
-    path = tmp_path / "video.mov"
-    y, x = np.mgrid[0:96, 0:144]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30)
-        stream.width, stream.height, stream.pix_fmt = 144, 96, pixel_format
-        for i in range(4):
-            picture = np.stack([x + i, y + 2 * i, (x + y) // 2], -1).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
-    box = CropBox(8, 6, 60, 90)
-    expected = REFERENCE.read(VideoFile(str(path)), [3, 1], box, (48, 48))
-    assert psnr(read(str(path), [3, 1], box, (48, 48)), expected) >= 40
-
-
 def test_a_picture_of_odd_size_turned_over(tmp_path: Path) -> None:
     """An even box of it starts at an odd pixel as coded, where colours and brightness do not match."""
     path, turned = tmp_path / "odd.mp4", tmp_path / "turned.mp4"
