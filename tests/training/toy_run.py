@@ -9,7 +9,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,8 +258,24 @@ def run_job(run: str, sections: dict[str, Any]) -> None:
     train(Path(run), config, loader=loader, objective=ToyObjective(dropout), packed=packed)
 
 
+def num_group_threads(patience_seconds: float = 20.0) -> int:
+    """Threads of a process group that outlive it. As the interpreter ends they would abort it, if they have not quite
+    let go of their last tensors."""
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        names = []
+        for task in Path("/proc/self/task").glob("*/comm"):
+            with suppress(OSError):  # it ends just now
+                names.append(task.read_text())
+        found = sum("gloo" in name for name in names)
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
 def main(jobs: list[dict[str, Any]]) -> list[int]:
-    """Run jobs `{"run", "sections", "environment"}` at once, each in a fork; their exit codes (negative: a signal).
+    """Run jobs `{"run", "sections", "environment"}` at once, each in a fork; their exit codes: threads that a process
+    group has left behind, or a signal (negative).
 
     Forks, because to import torch takes longer than all the rest. A single job runs in this process.
     """
@@ -271,7 +289,7 @@ def main(jobs: list[dict[str, Any]]) -> list[int]:
         if child == 0:
             os.environ.update(job.get("environment", {}))
             run_job(job["run"], job["sections"])
-            os._exit(0)
+            os._exit(num_group_threads())
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 

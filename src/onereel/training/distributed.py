@@ -46,8 +46,8 @@ def distributed(device: str = "auto") -> Iterator[World]:
     if world_size == 1:
         yield World(0, 1, chosen)
         return
-    # Default arguments of this module are the process group that there is when it is first imported, as by DDP: the
-    # group's threads would then live on, and abort the interpreter as it ends.
+    # Default arguments of this module are the process group that there is when it is first imported, as by DDP. The
+    # group's threads would then live on, and abort the process where they let go of a tensor as the interpreter ends.
     importlib.import_module("torch.distributed.nn")
     if chosen.type == "cuda":
         dist.init_process_group("nccl", device_id=chosen)
