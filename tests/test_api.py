@@ -314,6 +314,15 @@ def test_a_recipe_with_a_mistake_names_the_line(
         assert message in capsys.readouterr().err
 
 
+def test_names_with_brackets_are_printed_as_they_are(
+    trained: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "holiday [dQw4].mp4"
+    path.write_bytes((videos / "clip 1.mp4").read_bytes())
+    assert main(["predict", str(trained), str(path)]) == 0
+    assert "holiday [dQw4].mp4" in capsys.readouterr().out
+
+
 def test_predictions_are_refused_before_they_are_made(
     trained: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,9 +219,9 @@ def _print_answer(console: Console, answer: Prediction | Quarantined) -> None:
     if isinstance(answer, Quarantined):
         print(f"{answer.path}: not read: {answer.reason}", file=sys.stderr)
         return
-    console.print(answer.video, style="bold", highlight=False, soft_wrap=True)
+    console.print(answer.video, style="bold", highlight=False, markup=False, soft_wrap=True)
     for label, probability in zip(answer.labels, answer.probabilities):
-        console.print(f"  {probability:6.1%}  {label}", highlight=False)
+        console.print(f"  {probability:6.1%}  {label}", highlight=False, markup=False)
 
 
 def predict_command(argv: Sequence[str]) -> int:

@@ -83,7 +83,7 @@ def search(
         table.add_row(
             str(place), f"{one.score:.3f}", span, moment.path, moment.caption or "", style=None
         )
-    Console().print(table)
+    Console(markup=False).print(table)
     if html:
         print(moments.write_page(html, text, found, index))
     return 0

@@ -40,6 +40,16 @@ def test_a_saved_model_comes_back_to_the_bit(options: dict[str, Any], tmp_path: 
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
+def test_a_folder_of_other_things_is_not_written_into(tmp_path: Path) -> None:
+    """A run has a `config.json` of its own."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds other files"):
+        model().save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+    folder = model().save_pretrained(tmp_path / "model")
+    assert model().save_pretrained(folder) == folder
+
+
 def test_heads_of_budgets_are_saved_with_their_model(tmp_path: Path) -> None:
     config = RunConfig(
         data=DataConfig(num_frames=4, size=32),

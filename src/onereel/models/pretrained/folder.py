@@ -83,6 +83,11 @@ def write_folder(
         "facts": dict(facts or {}),
     }
     folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not holds_saved_model(folder):
+        raise ConfigError(
+            f"{folder} holds other files, a run's or videos perhaps, among which the model's would take some names; "
+            "give a folder that is new, empty, or a saved model to replace"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CARD, model_card(model, config, names, facts or {}))
