@@ -40,6 +40,14 @@ def test_a_saved_model_comes_back_to_the_bit(options: dict[str, Any], tmp_path: 
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
+def test_what_was_held_out_of_a_list_goes_with_the_list(tmp_path: Path) -> None:
+    saved = model()
+    assert saved.config is not None
+    saved.config = replace(saved.config, data=replace(saved.config.data, hold_out_ratio=0.5))
+    folder = saved.save_pretrained(tmp_path / "model")
+    assert onereel.load(folder).config.data.hold_out_ratio == 0
+
+
 def test_a_folder_of_other_things_is_not_written_into(tmp_path: Path) -> None:
     """A run has a `config.json` of its own."""
     (tmp_path / "config.json").write_text("{}")

@@ -116,7 +116,12 @@ def portable(config: RunConfig) -> RunConfig:
     """`config` without the paths of the machine that it ran on, but for `model.backbone`: loading asks for it again."""
     values = to_dict(config)
     values["data"] |= dict.fromkeys(("train", "val", "root", "store", "cache"), "")
-    values["data"] |= {"cache_views": 0, "cache_dtype": DataConfig.cache_dtype}
+    # What was held out was held out of that list.
+    values["data"] |= {
+        "hold_out_ratio": 0.0,
+        "cache_views": 0,
+        "cache_dtype": DataConfig.cache_dtype,
+    }
     values["model"]["pretrained"] = values["distill"]["teacher"] = ""
     values["recipe"] = Path(config.recipe).stem
     # How it was trained is no part of a model that is used, and may name files.
