@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onereel.config import AugmentConfig
 from onereel.data.augment import BatchAugment
-from onereel.data.yuv import BT601, WEIGHTS, black, stacked, to_rgb
+from onereel.data.yuv import BT601_WEIGHTS, WEIGHTS, black, stacked, to_rgb
 from onereel.types import Batch, SampleKey, YuvClips, YuvLayout
 
 LAYOUTS = (
@@ -52,7 +52,7 @@ def test_each_clip_of_a_batch_is_what_it_is_alone(
 @pytest.mark.parametrize("full", [False, True])
 def test_colors_are_those_of_the_standards(space: int, full: bool) -> None:
     """Primary colours, by the definition: Y is a weighted sum, and the differences are from blue and red to it."""
-    red, blue = WEIGHTS.get(space, BT601)
+    red, blue = WEIGHTS.get(space, BT601_WEIGHTS)
     colors = torch.tensor([[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]])
     weights = torch.tensor([red, 1 - red - blue, blue])
     y = (colors * weights).sum(1)

@@ -29,6 +29,25 @@ Manifest = Callable[[Path], list[dict[str, Any]]]
 Files = Callable[[Path], set[str]]
 
 
+def interrupt(patch: pytest.MonkeyPatch, at: Callable[[Unit], bool]) -> None:
+    """Let the work on a unit end as by Ctrl-C."""
+
+    def interrupted(unit: Unit, out: str) -> UnitDone:
+        if at(unit):
+            raise KeyboardInterrupt
+        return make_unit(unit, out)
+
+    patch.setattr("onereel.video.schedule.make_unit", interrupted)
+
+
+def run_without_merging(run: Run, source: Path, out: Path) -> None:
+    """All chunks and parts, as of a run that was killed before it merged them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onereel.video.prepare._commit", lambda *_: None)
+        with pytest.raises(DataError, match="finished chunks are kept"):
+            run(source, out)
+
+
 @pytest.mark.slow
 def test_processes_make_the_same_store_as_one(
     run: Run, manifest: Manifest, files: Files, make_video: MakeVideo, tmp_path: Path
@@ -117,13 +136,8 @@ def test_an_interrupted_run_keeps_what_it_finished(
     for name in ("a.mp4", "b.mp4"):
         make_video(tmp_path / "in" / name, 40, 64, 96)
 
-    def interrupted(unit: Unit, out: str) -> UnitDone:
-        if unit.source.name == "b.mp4":
-            raise KeyboardInterrupt
-        return make_unit(unit, out)
-
     with monkeypatch.context() as patch:
-        patch.setattr("onereel.video.schedule.make_unit", interrupted)
+        interrupt(patch, lambda unit: unit.source.name == "b.mp4")
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "in", tmp_path / "out")
     assert ChunkStore(str(tmp_path / "out")).videos() == ["a.mp4"]
@@ -142,13 +156,8 @@ def test_an_interrupted_run_keeps_the_chunks_that_it_was_to_replace(
     run(source, out)
     make_video(source, 100, 64, 96)
 
-    def interrupted(unit: Unit, out: str) -> UnitDone:
-        if unit.first_chunk:
-            raise KeyboardInterrupt
-        return make_unit(unit, out)
-
     with monkeypatch.context() as patch:
-        patch.setattr("onereel.video.schedule.make_unit", interrupted)
+        interrupt(patch, lambda unit: unit.first_chunk > 0)
         with pytest.raises(KeyboardInterrupt):
             run(source, out)
     assert numbers(out, "a.mp4") == list(range(40))
@@ -168,13 +177,8 @@ def test_parts_of_another_timeline_are_made_again(
 ) -> None:
     source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
 
-    def interrupted(unit: Unit, out: str) -> UnitDone:
-        if unit.first_chunk:
-            raise KeyboardInterrupt
-        return make_unit(unit, out)
-
     with monkeypatch.context() as patch:  # another version may give a video another rate
-        patch.setattr("onereel.video.schedule.make_unit", interrupted)
+        interrupt(patch, lambda unit: unit.first_chunk > 0)
         patch.setattr("onereel.video.chunking.usual_rate", lambda index: 25.0)
         with pytest.raises(KeyboardInterrupt):
             run(source, out)
@@ -194,10 +198,7 @@ def test_what_a_run_finished_before_it_was_killed_is_not_indexed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("onereel.video.prepare._commit", lambda *_: None)
-        with pytest.raises(DataError, match="finished chunks are kept"):
-            run(source, out)
+    run_without_merging(run, source, out)
     if change == "source":
         make_video(source, 70, 64, 96)
     elif change:
@@ -226,10 +227,7 @@ def test_damaged_parts_are_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source, out = make_video(tmp_path / "a.mp4", 100, 64, 96), tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("onereel.video.prepare._commit", lambda *_: None)
-        with pytest.raises(DataError, match="finished chunks are kept"):
-            run(source, out)
+    run_without_merging(run, source, out)
     sorted(out.glob("parts/**/*.arrow"))[1].write_bytes(damage)
     (out / ".packets.arrow.0123abcd.partial").write_bytes(b"half")
     (out / "movie.partial").write_bytes(b"of somebody else")

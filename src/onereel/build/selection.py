@@ -242,10 +242,8 @@ def build_picker(config: RunConfig, *, training: bool) -> PatchPicker | None:
 
 
 def _check_frames(config: RunConfig) -> None:
-    factor, tubelets = (
-        config.tokens.frame_selection,
-        config.data.num_frames // config.model.tubelet_size,
-    )
+    factor = config.tokens.frame_selection
+    tubelets = config.data.num_frames // config.model.tubelet_size
     if factor > 1 and frames_read(config) <= config.data.num_frames:
         raise ConfigError(
             f"tokens.frame_selection is {factor}, which adds no frame to a clip of {tubelets} tubelets in time; "

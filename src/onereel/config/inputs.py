@@ -37,7 +37,7 @@ class DataConfig:
     """Height and width of the clip in pixels."""
     scaling: Literal["loader", "device"] = "loader"
     """loader: workers crop, scale and colour. device: clips travel as decoded (4:2:0, in fewer bytes), and the device
-    scales and colours them: a third of what a clip from a store costs the workers; for a GPU that waits for them."""
+    scales and colours them: about a third of what a clip costs the workers; for a GPU that waits for them."""
     num_frames_choices: tuple[int, ...] = ()
     """Flexible sampling: each training batch draws its num_frames from these; empty: num_frames, as in evaluation."""
     size_choices: tuple[int, ...] = ()

@@ -1,7 +1,7 @@
 """Clips that travel as they were decoded: joined into batches, and on the device made what a decoder's `read` gives.
 
-Scaling and colouring are a third of what a clip costs to read from a chunk store (`benchmarks/decode.py`), and a 4:2:0
-box has fewer bytes than the RGB clip made of it.
+Scaling and colouring are about a third of what a clip costs to read from a chunk store (`benchmarks/decode.py`), and a
+4:2:0 box has fewer bytes than the RGB clip made of it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onereel.types import YuvClips, YuvLayout
+from onereel.video.planes import BT601
 
 # Weights of red and blue in brightness by AVColorSpace number (ITU-T H.273, table 4); all others count as BT.601.
 WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087)}
 WEIGHTS |= {9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
-BT601 = (0.299, 0.114)
+BT601_WEIGHTS = (0.299, 0.114)
 _PIXELS_AT_ONCE = 1 << 24  # of float32 pictures in the making, some 200 MB each
 
 
@@ -33,7 +34,7 @@ def stacked(clips: Sequence[Tensor | YuvClips]) -> Tensor | YuvClips:
 
 def black(num_frames: int, size: tuple[int, int]) -> YuvClips:
     """One black clip of the smallest picture."""
-    layout = YuvLayout(2, 2, 5, full_range=True, rotation=0, hflip=False)
+    layout = YuvLayout(2, 2, BT601, full_range=True, rotation=0, hflip=False)
     frame = torch.tensor([0] * 4 + [128] * 2, dtype=torch.uint8)
     return YuvClips(frame.repeat(num_frames), (layout,), num_frames, size)
 
@@ -82,7 +83,7 @@ def _pictures(y: Tensor, u: Tensor, v: Tensor, layout: YuvLayout, size: tuple[in
 
 def _colored(y: Tensor, u: Tensor, v: Tensor, layout: YuvLayout) -> Tensor:
     """float32 `(F, 3, h, w)` in 0..255 (ITU-R BT.601 and its kin: R - Y and B - Y are what u and v are made of)."""
-    red, blue = WEIGHTS.get(layout.color_space, BT601)
+    red, blue = WEIGHTS.get(layout.color_space, BT601_WEIGHTS)
     green = 1 - red - blue
     darkest, luma, chroma = (0, 255, 255) if layout.full_range else (16, 219, 224)
     y = y[:, None].float().sub_(darkest).mul_(255 / luma)

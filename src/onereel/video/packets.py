@@ -40,10 +40,8 @@ def addressed_packets(path: str, file: int, index: PacketIndex, rows: list[int])
     first = rows[0]
     between = slice(first, rows[-1] + 1)
     positions, all_sizes = index.position[between].tolist(), index.size[between].tolist()
-    starts, sizes = (
-        [positions[row - first] for row in rows],
-        [all_sizes[row - first] for row in rows],
-    )
+    starts = [positions[row - first] for row in rows]
+    sizes = [all_sizes[row - first] for row in rows]
     begin = min(starts)
     length = max(map(add, starts, sizes)) - begin
     pieces: list[Any]  # PyAV takes any buffer, though its types say bytes

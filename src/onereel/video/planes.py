@@ -13,7 +13,7 @@ from torch import Tensor
 from onereel.types import CropBox, YuvClips, YuvLayout
 from onereel.video.index import PacketIndex
 from onereel.video.scale import coded_box
-from onereel.video.swscale import DIRECT_FORMATS, FULL_RANGE, swscale
+from onereel.video.swscale import DIRECT_FORMATS, FULL_RANGE, Box, swscale
 
 BT601 = 5  # AVCOL_SPC_BT470BG
 
@@ -42,6 +42,7 @@ class YuvCanvas:
     ) -> None:
         self.rotation, self.hflip, self.size = index.rotation, crop.hflip, size
         self.box = box = coded_box(index, crop)
+        self.boxes = boxes_of_planes(box)
         self.num_frames, self.frame_bytes = num_frames, box.height * box.width * 3 // 2
         self.values = torch.empty(num_frames * self.frame_bytes, dtype=torch.uint8)
         self.address = self.values.data_ptr()
@@ -58,7 +59,7 @@ class YuvCanvas:
         if not self.is_coded:
             self._put(self._by_way_of_rgb(frame), places)
         elif self.copy_plane is None:
-            self._put(_cut(frame, *self.box), places)
+            self._put(_cut(frame, self.box), places)
         else:
             for place in places:
                 self._copy(self.copy_plane, frame, self.address + place * self.frame_bytes)
@@ -84,10 +85,7 @@ class YuvCanvas:
             frames[place] = picture
 
     def _copy(self, copy: Callable[..., None], frame: Any, out: int) -> None:
-        left, top, width, height = self.box
-        for i, plane in enumerate(frame.planes):
-            if i == 1:
-                left, top, width, height = left >> 1, top >> 1, width >> 1, height >> 1
+        for plane, (left, top, width, height) in zip(frame.planes, self.boxes):
             stride = plane.line_size
             copy(out, width, plane.buffer_ptr + top * stride + left, stride, width, height)
             out += width * height
@@ -99,29 +97,34 @@ class YuvCanvas:
         coded = picture.reformat(
             format="yuv420p", dst_colorspace=BT601, dst_color_range=FULL_RANGE, threads=1
         )
-        return _cut(coded, 0, 0, width, height)
+        return _cut(coded, Box(0, 0, width, height))
+
+
+def boxes_of_planes(box: Box) -> tuple[Box, Box, Box]:
+    """Where a box of the picture lies in each plane of 4:2:0: brightness, and at half the size the two colours."""
+    half = Box(*(number >> 1 for number in box))
+    return box, half, half
 
 
 def cut(clip: YuvClips, area: CropBox, crop: CropBox, size: tuple[int, int]) -> YuvClips:
     """The pixels of `crop` out of one clip that shows `area`; both boxes speak of the displayed frame."""
     (layout,) = clip.layouts
     inside = CropBox(crop.top - area.top, crop.left - area.left, crop.height, crop.width)
-    left, top, width, height = coded_box(layout, inside)
-    parts = []
-    for i, plane in enumerate(layout.planes(clip.values)):
-        if i == 1:
-            left, top, width, height = left >> 1, top >> 1, width >> 1, height >> 1
-        parts.append(plane[:, top : top + height, left : left + width].flatten(1))
-    layout = layout._replace(height=2 * height, width=2 * width, hflip=crop.hflip)
+    box = coded_box(layout, inside)
+    parts = [
+        plane[:, top : top + height, left : left + width].flatten(1)
+        for plane, (left, top, width, height) in zip(
+            layout.planes(clip.values), boxes_of_planes(box)
+        )
+    ]
+    layout = layout._replace(height=box.height, width=box.width, hflip=crop.hflip)
     return YuvClips(torch.cat(parts, dim=1).flatten(), (layout,), clip.num_frames, size)
 
 
-def _cut(frame: Any, left: int, top: int, width: int, height: int) -> Tensor:
-    """The box of a 4:2:0 frame, its planes one after another."""
+def _cut(frame: Any, box: Box) -> Tensor:
+    """The box of a 4:2:0 frame, its planes one after another: uint8 `(h * w * 3 / 2,)`."""
     parts = []
-    for i, plane in enumerate(frame.planes):
-        if i == 1:
-            left, top, width, height = left >> 1, top >> 1, width >> 1, height >> 1
+    for plane, (left, top, width, height) in zip(frame.planes, boxes_of_planes(box)):
         rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
         parts.append(rows[top : top + height, left : left + width].ravel())
     return torch.from_numpy(np.concatenate(parts))

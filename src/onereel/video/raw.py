@@ -28,9 +28,8 @@ from onereel.video.sources import files_below
 # Raise it when the meaning of a PacketIndex changes: older cache entries are then rebuilt.
 _FORMAT = 2
 _KEPT_IN_MEMORY = 1024
-_KEPT_PACKETS = (
-    4_000_000  # of all indices in memory; about 50 bytes each, so 37 hours at 30 frames a second
-)
+# Of all indices in memory: 37 hours at 30 frames a second, at about 50 bytes a packet.
+_KEPT_PACKETS = 4_000_000
 _COLUMNS = ("position", "size", "rank", "key", "reference", "pts", "frame_times")
 
 
