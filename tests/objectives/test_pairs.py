@@ -124,6 +124,7 @@ def test_two_processes_are_one_with_the_same_pairs(pair_toy, two_processes, numb
     assert_same_weights(weights, expected)
     assert_same_weights(others, weights, atol=0)
     assert values["loss"] / len(good) == pytest.approx(loss, rel=1e-5)
+    assert values["num_group_threads"] == 0
 
 
 def features_of(similarity_rows):

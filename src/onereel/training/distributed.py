@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from onereel.errors import ConfigError
+
+# A wrapper can outlive the process group, in a frame or a traceback. Its reducer must not: were that the last to let go
+# of the group, it would wait for the group's threads with the interpreter's lock in hand, and they can be waiting for
+# the lock.
+_WRAPPED: weakref.WeakSet[nn.parallel.DistributedDataParallel] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ def distributed(device: str = "auto") -> Iterator[World]:
     try:
         yield World(dist.get_rank(), world_size, chosen)
     finally:
+        while _WRAPPED:
+            wrapped = _WRAPPED.pop()
+            del wrapped.reducer, wrapped.logger, wrapped.process_group
         dist.destroy_process_group()
 
 
@@ -140,4 +149,5 @@ def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     )
     # Buffers are constants here. The argument of this name is deprecated from torch 2.13 on, the attribute is not.
     wrapped.broadcast_buffers = False
+    _WRAPPED.add(wrapped)
     return wrapped
