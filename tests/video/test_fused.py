@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,13 @@ class TestBadInput:
         source = VideoFile(zoo(kind).path, build_packet_index(zoo(kind).path))
         with pytest.raises(DecodeError, match="frame 40: took longer than the time limit"):
             FusedDecoder(timeout_seconds=0.0).read(source, [40], None, None)
+
+    def test_time_that_passes_without_work_costs_no_clip(
+        self, zoo: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(time, "monotonic", iter(range(0, 10**9, 3600)).__next__)
+        source = VideoFile(zoo("default").path, build_packet_index(zoo("default").path))
+        assert len(FusedDecoder().read(source, [40], None, None)) == 1
 
     @pytest.mark.parametrize("error", [MemoryError("no context"), av.ArgumentError(22, "no graph")])
     def test_a_scaler_that_cannot_be_made(

@@ -68,7 +68,7 @@ class DataConfig:
     max_bad_ratio: float = 0.01
     """Share of samples that may fail to decode before the run stops."""
     timeout_seconds: float = 30.0
-    """Time that one clip's decode may take before it counts as failed."""
+    """Processor time that one clip's decode may take before it counts as failed."""
 
     def __post_init__(self) -> None:
         require(self.num_frames >= 1, "data.num_frames", self.num_frames, "1 or more")

@@ -37,8 +37,9 @@ class FusedDecoder:
     """The fast decoder: bit for bit what `ReferenceDecoder` reads, until pixels are scaled.
 
     Args:
-        timeout_seconds: how long one clip may take; DecodeError after that. The clock is looked at between packets
-            and while a demuxer reads: one packet that decodes slowly, or one read of a slow disk, is not interrupted.
+        timeout_seconds: how long one clip may take; DecodeError after that. It is processor time, looked at between
+            packets, so that a busy machine, or a process that was stopped for a while, loses no clip; and how long
+            a demuxer may wait for one read.
         direct: False = scale through PyAV's filter graphs even where swscale can be called directly.
     """
 
@@ -85,7 +86,7 @@ class FusedDecoder:
         crop: CropBox | None,
     ) -> AnyCanvas:
         """The canvas with all frames drawn."""
-        deadline = time.monotonic() + self.timeout_seconds
+        deadline = time.thread_time() + self.timeout_seconds
         index = source.index or build_packet_index(source.path, source.stream)
         check_request(source.path, index, frame_indices, crop)
         canvas = canvas_for(index)
@@ -115,9 +116,9 @@ class FusedDecoder:
             context = self._contexts.get(index)
             packets = addressed_packets(clip.path, file, index, span.rows)
             return clip.decode(context, packets, span)
-        seconds_left = max(clip.deadline - time.monotonic(), 0.001)
+        patience = max(self.timeout_seconds, 0.001)
         try:
-            with open_video(clip.path, timeout=seconds_left) as container:
+            with open_video(clip.path, timeout=patience) as container:
                 context = _prepared(container.streams[index.stream].codec_context)
                 packets = demuxed_packets(clip.path, container, index, span.rows)
                 return clip.decode(context, packets, span)
@@ -143,7 +144,7 @@ class _Clip:
         first_rank = self.index.rank[span.rows[0]]
         try:
             for row, packet in packets:
-                if time.monotonic() > self.deadline:
+                if time.thread_time() > self.deadline:
                     raise self.error("took longer than the time limit of one clip", missing)
                 try:
                     frames = context.decode(packet)

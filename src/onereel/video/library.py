@@ -44,7 +44,7 @@ def open_library(store: str = "", root: str = "", timeout_seconds: float = 30.0)
     Args:
         store: folder that `onereel prepare` wrote.
         root: folder that relative video names start from.
-        timeout_seconds: how long one clip may take to decode.
+        timeout_seconds: processor time that one clip may take to decode.
     """
     if store:
         from onereel.video.store import ChunkStore

@@ -39,7 +39,7 @@ class RawVideos:
     Args:
         root: folder that relative names start from; empty = the working directory.
         cache: folder for packet indices; None = `ONEREEL_CACHE`, or the user's cache folder.
-        timeout_seconds: how long one clip may take to decode.
+        timeout_seconds: processor time that one clip may take to decode.
         stream: number of the video stream to read; None = the best one of each file.
     """
 

@@ -42,7 +42,7 @@ class ChunkStore:
 
     Args:
         path: the store.
-        timeout_seconds: how long one clip may take to decode.
+        timeout_seconds: processor time that one clip may take to decode.
 
     Raises:
         DataError: `path` is not a chunk store, or was never finished.
