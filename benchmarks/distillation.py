@@ -120,17 +120,19 @@ def demo_task(size: str, folder: Path) -> Task:
     every = str(videos / "train.csv")
     lists = (every, first_of_each(videos), str(videos / "val.csv"), every)
     language = load_recipe("language_demo_rlt")
+    # 0: as many threads as the clock counts.
+    language = replace(language, train=replace(language.train, num_threads=0))
     scratch = replace(
         language,
         objective=ObjectiveConfig(label_smoothing=0.1),
-        train=replace(language.train, batch_size_per_device=8, num_threads=0),
+        train=replace(language.train, batch_size_per_device=8),
     )
     distil = replace(
         language,
         data=replace(language.data, cache_views=4),
         objective=ObjectiveConfig(kind="distillation"),
         distill=DistillConfig(num_layers=3),
-        train=replace(language.train, batch_size_per_device=16, num_threads=0),
+        train=replace(language.train, batch_size_per_device=16),
     )
 
     def train(config: RunConfig, out: Path, train: str, val: str) -> api.TrainResult:
