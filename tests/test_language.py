@@ -88,7 +88,9 @@ def test_a_run_trains_tests_itself_and_keeps_its_tokenizer(trained: Path) -> Non
     assert 0 <= result["top1"] <= 1
     assert result["details"]["text_to_video"]["num_queries"] == 4
     assert (trained / "tokenizer.json").is_file()
-    assert (trained / "report.html").is_file()
+    page = (trained / "report.html").read_text()
+    assert "recall at 1 from text to video on" in page
+    assert "None:" not in page
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(trained: Path, tmp_path: Path) -> None:

@@ -111,4 +111,4 @@ def _example_samples(dataset: ClipDataset) -> list[Sample]:
 
 def _caption(dataset: ClipDataset, sample: Sample) -> str:
     record = dataset.annotations.record(sample.key.index)
-    return f"{record.label}: {record.caption}" if record.caption else record.label or record.path
+    return ": ".join(filter(None, (record.label, record.caption))) or record.path

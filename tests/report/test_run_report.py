@@ -15,9 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from onereel.config import DataConfig, RunConfig, TokensConfig, to_json
+from onereel.config import DataConfig, ObjectiveConfig, RunConfig, TokensConfig, to_json
 from onereel.errors import ConfigError
+from onereel.evaluation.multiple_choice import MultipleChoice
+from onereel.evaluation.pairs import Cost, PairResult
+from onereel.evaluation.retrieval import CaptionRetrieval, MultiInstanceRetrieval, Recall
+from onereel.evaluation.text_tasks import Figures
+from onereel.evaluation.zero_shot import ZeroShot
 from onereel.report.examples import write_examples
+from onereel.report.measures import TOP1
 from onereel.report.run_files import Evaluation, read_run
 from onereel.report.run_report import QUARANTINE_ROWS, write_report
 from onereel.report.view import MATRIX_CLASSES, confusion, main_evaluation
@@ -228,7 +234,10 @@ def test_what_could_not_be_read_is_said_not_hidden(tmp_path: Path) -> None:
     text = page_of(tmp_path).text
     assert "metrics.jsonl, line 22: not JSON" in text
     assert "half.json" in text
-    assert "other.json: no top1" in text
+    assert (
+        "other.json: it has none of the figures video_to_text_top1, mean_map, accuracy, top1"
+        in text
+    )
     assert "example_00.jpg: missing" in text
 
 
@@ -256,7 +265,7 @@ def test_long_quarantine_lists_are_cut_and_say_so(tmp_path: Path) -> None:
 def test_many_classes_are_shown_as_their_errors(tmp_path: Path) -> None:
     names = [f"class {number}" for number in range(MATRIX_CLASSES + 1)]
     many = evaluation(class_names=names, confusion=[[0, 0, 3], [0, 1, 2], [2, 3, 7], [2, 2, 1]])
-    found = confusion(Evaluation("val", many))
+    found = confusion(Evaluation("val", many, TOP1))
     assert found.rows == []
     assert found.errors == [("class 2", "class 3", 7, 8), ("class 0", "class 1", 2, 5)]
     add_evaluation(make_run(tmp_path), "val", many)
@@ -264,7 +273,7 @@ def test_many_classes_are_shown_as_their_errors(tmp_path: Path) -> None:
 
 
 def test_the_matrix_has_every_count_and_rows_of_shares_that_sum_to_one() -> None:
-    found = confusion(Evaluation("val", evaluation()))
+    found = confusion(Evaluation("val", evaluation(), TOP1))
     assert [[count for count, _ in cells] for _, cells in found.rows] == [
         [1, 0, 1],
         [2, 2, 0],
@@ -286,8 +295,62 @@ def test_the_matrix_has_every_count_and_rows_of_shares_that_sum_to_one() -> None
 def test_intervals_are_those_of_the_literature(
     correct: int, total: int, low: float, high: float
 ) -> None:
-    interval = Evaluation("val", {"top1": correct / total, "num_videos": total}).top1_interval
+    values = {"top1": correct / total, "num_videos": total}
+    interval = Evaluation("val", values, TOP1).interval
     assert interval == pytest.approx((low, high), abs=5e-5)
+
+
+RECALL = CaptionRetrieval(
+    Recall(30, {1: 0.3, 5: 0.6}, 3.0, 4.0), Recall(10, {1: 0.4, 5: 0.7}, 2.0, 3.0)
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "headline", "columns", "interval"),
+    [
+        (
+            RECALL,
+            "30.0 % recall at 1 from text to video on 30 captions with 50.0 % of the tokens.",
+            ["R@1, text to video", "R@5, text to video", "R@1, video to text"],
+            (0.1666, 0.4788),
+        ),
+        (
+            MultiInstanceRetrieval(0.2, 0.3, 0.4, 0.5),
+            "25.0 % mAP with 50.0 % of the tokens.",
+            ["mAP", "nDCG"],
+            None,
+        ),
+        (
+            MultipleChoice(30, 0.3, {"inter": 0.2}),
+            "30.0 % right answers on 30 questions with 50.0 % of the tokens.",
+            ["Right answers"],
+            (0.1666, 0.4788),
+        ),
+        (ZeroShot(10, 3, 0.5, 0.9, 0.4), "50.0 % top‑1 on 10 test samples", ["Top-1", "Top-5"], ()),
+    ],
+)
+def test_every_test_of_video_and_language_is_shown_as_what_it_is(
+    found: Figures,
+    headline: str,
+    columns: list[str],
+    interval: tuple[float, float] | None,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    config = RunConfig(recipe="pairs", objective=ObjectiveConfig(kind="contrastive"))
+    (run / "config.json").write_text(to_json(config))
+    PairResult(found, 10, 30, 1, Cost(2.0, 5.0, 0.5, 1e9)).save(run / "eval" / "val.json")
+    (one,) = read_run(run).evaluations
+    assert one.interval == (interval and pytest.approx(interval, abs=5e-5)) or interval == ()
+    page = page_of(run)
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert headline in text
+    assert all(title in text for title in columns)
+    assert "Not everything could be read" not in text
+    assert "onereel predict" not in text
+    assert f"onereel embed {run} VIDEOS --window-seconds 5" in text
+    assert exact_values(page) >= {one.values[key] for key in one.measure.columns.values()}
 
 
 def test_writing_again_replaces_the_page_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onereel.errors import ConfigError
 from onereel.report.budget_view import NEEDED
+from onereel.report.measures import MEASURES, Measure, measure_of
 
 FIRST = ("dense", "run-length", "random")
 """Evaluations of these names lead the table; the others follow by name."""
@@ -22,10 +22,12 @@ class Evaluation:
 
     Attributes:
         values: the file's own numbers, under its own keys.
+        measure: what they are of.
     """
 
     name: str
     values: dict[str, Any]
+    measure: Measure
 
     @property
     def class_names(self) -> list[str]:
@@ -44,17 +46,13 @@ class Evaluation:
         return None if seconds is None else seconds * (1 - self.values.get("data_wait", 0.0))
 
     @property
-    def top1_interval(self) -> tuple[float, float] | None:
-        """95 % interval of top-1 for this many samples (Wilson 1927)."""
-        top1, num_videos = self.values.get("top1"), self.values.get("num_videos")
-        if top1 is None or not num_videos:
-            return None
-        z = 1.959964
-        scale = 1 + z * z / num_videos
-        middle = (top1 + z * z / (2 * num_videos)) / scale
-        spread = top1 * (1 - top1) / num_videos + z * z / (4 * num_videos**2)
-        half = z * math.sqrt(spread) / scale
-        return middle - half, middle + half
+    def figure(self) -> float:
+        """The one that comes first, a share of 1."""
+        return self.values[self.measure.key]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return self.measure.interval(self.values)
 
 
 @dataclass(frozen=True)
@@ -152,10 +150,12 @@ def _read_evaluations(folder: Path, unreadable: list[str]) -> list[Evaluation]:
     found = []
     for path in sorted(folder.glob("*.json")):
         values = _read_json(path, dict, unreadable)
-        if "top1" in values:
-            found.append(Evaluation(path.stem, values))
+        measure = measure_of(values)
+        if measure is not None:
+            found.append(Evaluation(path.stem, values, measure))
         elif values:
-            unreadable.append(f"{path.name}: no top1")
+            marks = ", ".join(one.mark for one in MEASURES)
+            unreadable.append(f"{path.name}: it has none of the figures {marks}")
     return sorted(found, key=lambda one: (_rank(one.name), one.name))
 
 

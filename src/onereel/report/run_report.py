@@ -45,6 +45,7 @@ def render_report(files: RunFiles) -> str:
             charts=view.charts(files),
             main=main,
             dense=dense,
+            figure_columns=view.figure_columns(files),
             rows=[view.evaluation_row(one, dense) for one in files.evaluations],
             confusions=[view.confusion(one) for one in files.evaluations if one.class_names],
             class_rows=view.class_rows(files),
@@ -76,9 +77,16 @@ def _commands(files: RunFiles) -> list[tuple[str, str]]:
         resume,
         ("Evaluate the newest checkpoint", f"{evaluate} --name val"),
         ("Evaluate it with every token", f"{evaluate} --tokens.kind all --name dense"),
-        _label_videos(files, run),
+        *(_search_videos(run) if view.learns_pairs(files) else [_label_videos(files, run)]),
         again,
     ]
+
+
+def _search_videos(run: str) -> list[tuple[str, str]]:
+    index = "features.parquet"
+    embed = f"onereel embed {run} VIDEOS --window-seconds 5 --out {index}"
+    search = f'onereel search {run} "WHAT TO LOOK FOR" --index {index} --html found.html'
+    return [("Embed other videos", embed), ("Search them by a text", search)]
 
 
 def _label_videos(files: RunFiles, run: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onereel.report.charts import Chart, Series, line_chart
+from onereel.report.measures import TOP1, Measure, measure_of
 from onereel.report.run_files import Evaluation, RunFiles
 from onereel.report.text import percent, short_percent
 
@@ -13,6 +14,8 @@ MATRIX_CLASSES = 24
 """Confusion matrices of more classes are shown as the list of their most frequent errors."""
 TOP_ERRORS = 20
 STEP = "optimiser step"
+PAIR_KINDS = ("contrastive", "sigmoid", "max-margin")
+"""Objectives of video and language."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class EvaluationRow:
 
     name: str
     values: dict[str, Any]
+    measure: Measure
     interval: tuple[float, float] | None
     gflops_per_view: float | None
     speed_up: float | None
@@ -68,9 +72,19 @@ def dense_evaluation(files: RunFiles) -> Evaluation | None:
     return next(iter(dense + whole), None)
 
 
+def figure_columns(files: RunFiles) -> dict[str, str]:
+    """The figures of all evaluations, by their titles: a run may be tested in several ways."""
+    return {title: key for one in files.evaluations for title, key in one.measure.columns.items()}
+
+
 def is_pretraining(files: RunFiles) -> bool:
     """Whether the run learned pixels or a teacher's features, and so has no classes."""
     return files.config.get("objective", {}).get("kind") in ("masked", "distillation")
+
+
+def learns_pairs(files: RunFiles) -> bool:
+    """Whether the run learned which text goes with which clip, and so has no classes either."""
+    return files.config.get("objective", {}).get("kind") in PAIR_KINDS
 
 
 def headline(files: RunFiles) -> str:
@@ -83,13 +97,14 @@ def headline(files: RunFiles) -> str:
         what += f", trained on {source}"
     main = main_evaluation(files)
     if main is not None:
-        share, samples = main.values.get("kept_ratio"), main.values.get("num_videos")
-        tested = f" on {samples} test samples" if samples else ""
+        share, count = main.values.get("kept_ratio"), main.measure.num_items(main.values)
+        tested = f" on {count} {main.measure.items}" if count else ""
         tokens = "" if share is None else f" with {percent(share)} of the tokens"
-        return f"{what}: {percent(main.values['top1'])} top‑1{tested}{tokens}."
-    if files.eval and "top1" in files.eval[-1]:
+        return f"{what}: {percent(main.figure)} {main.measure.words}{tested}{tokens}."
+    logged = measure_of(files.eval[-1]) if files.eval else None
+    if logged is not None:
         last = files.eval[-1]
-        return f"{what}: {percent(last['top1'])} top‑1 at step {last['step']:,}."
+        return f"{what}: {percent(last[logged.key])} {logged.words} at step {last['step']:,}."
     objective = config.get("objective", {})
     if is_pretraining(files) and files.train and "loss" in files.train[-1]:
         last = files.train[-1]
@@ -109,11 +124,11 @@ def tiles(files: RunFiles) -> list[Tile]:
     found = []
     main, dense = main_evaluation(files), dense_evaluation(files)
     if main is not None:
-        interval = main.top1_interval
+        interval = main.interval
         detail = main.name
         if interval:
             detail += f"; 95 % interval {percent(interval[0])} to {percent(interval[1])}"
-        found.append(Tile("Top-1", percent(main.values["top1"]), detail))
+        found.append(Tile(main.measure.title, percent(main.figure), detail))
         if "kept_ratio" in main.values:
             kept = percent(main.values["kept_ratio"])
             found.append(Tile("Tokens kept", kept, f"{main.name}, mean over views"))
@@ -133,7 +148,11 @@ def tiles(files: RunFiles) -> list[Tile]:
 def charts(files: RunFiles) -> list[Chart]:
     """Learning curves and speeds, as far as they were logged."""
     loss = [_series(files, "train", "loss", "training"), _series(files, "eval", "loss", "test")]
-    top1 = [_series(files, "train", "top1", "training"), _series(files, "eval", "top1", "test")]
+    tested = measure_of(files.eval[-1] if files.eval else {}) or TOP1
+    figure = [
+        _series(files, kind, tested.key, name)
+        for kind, name in (("train", "training"), ("eval", "test"))
+    ]
     spent = [
         _series(files, "train", "data_wait", "waiting for data"),
         _series(files, "train", "mfu", "of peak FLOP/s (MFU)"),
@@ -144,7 +163,9 @@ def charts(files: RunFiles) -> list[Chart]:
     norm = [_series(files, "train", "grad_norm", "gradient norm")]
     found = [
         line_chart("Loss", STEP, "loss", loss),
-        line_chart("Top-1 accuracy", STEP, "top-1 (%)", top1, y_range=(0, 1), number=short_percent),
+        line_chart(
+            tested.title, STEP, f"{tested.words} (%)", figure, y_range=(0, 1), number=short_percent
+        ),
         line_chart("Throughput per device", STEP, "clips per second", speed),
         line_chart(
             "Where time and tokens go",
@@ -164,7 +185,8 @@ def evaluation_row(one: Evaluation, dense: Evaluation | None) -> EvaluationRow:
     return EvaluationRow(
         name=one.name,
         values=one.values,
-        interval=one.top1_interval,
+        measure=one.measure,
+        interval=one.interval,
         gflops_per_view=one.gflops_per_view,
         speed_up=_ratio(dense.values.get("seconds"), one.values.get("seconds")) if dense else None,
         busy_speed_up=_ratio(dense.busy_seconds, one.busy_seconds) if dense else None,
