@@ -52,7 +52,7 @@ def tune_budget(
 
     Args:
         run: run folder.
-        val: held-out list with labels; empty: what data.hold_out_ratio kept from training.
+        val: list with labels; empty: what data.hold_out_ratio kept from training.
         frames: frames of a clip; default: half, once and twice the run's.
         sizes: height and width of a clip in pixels; default: three quarters and all of the run's.
         budgets: tokens kept of a clip; default: the run's, and all, 1/2, 1/4 and 1/8 of its clip's.
@@ -134,7 +134,7 @@ def remarks(table: BudgetTable) -> list[str]:
     where = f"{threads} CPU thread{'s' * (threads > 1)}" if device == "cpu" else device
     lines = [
         "● none is both quicker and more accurate. random: as many tokens, chosen at random. top-1 ± standard error "
-        f"on {table.num_videos} records of {Path(conditions['list']).name}.",
+        f"on {table.measured_on}.",
         "GFLOPs are 2 x MACs of a clip. clip: forward pass with selection. video: an answer from the file on, "
         f"{table.num_views} view{'s' * (table.num_views > 1)} ({table.index_ms:.1f} ms of it index a file that is "
         f"new). Median (95th percentile), warm, one at a time; {where}.",
@@ -179,7 +179,7 @@ def predict(
         num_crops: 1 (centre) or 3; default: the run's.
         budget: the most accurate with at most so many tokens per clip.
         latency_ms: the most accurate whose median latency per video, from the file to the answer, is within this.
-        target_accuracy: the quickest that reaches this share of right answers on the held-out list, 0.9 for 90 %.
+        target_accuracy: the quickest that reaches this share of right answers on the table's list, 0.9 for 90 %.
         device: auto, cpu or cuda.
     """
     from onereel import api

@@ -165,6 +165,9 @@ def test_another_file_is_refused_with_the_remedy(text: str, tmp_path: Path) -> N
 def test_differences_are_named() -> None:
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3}) == ["b was 2, is 3"]
     assert differences({"a": 1}, {"a": 1}) == []
+    assert differences({"a": {"b": 1, "c": {"d": 2}}}, {"a": {"b": 1, "c": {"d": 3}}}) == [
+        "a.c.d was 2, is 3"
+    ]
 
 
 @given(st.lists(st.integers(0, 99), min_size=1), st.integers(1, 100))

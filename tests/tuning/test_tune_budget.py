@@ -32,6 +32,7 @@ from onereel.evaluation import token_optimisation
 from onereel.evaluation.budget_table import BudgetTable, Setting
 from onereel.evaluation.classification import ClassificationResult
 from onereel.evaluation.predict import predict as predict_under
+from onereel.report.run_report import write_report
 from onereel.tuning import Choice, search
 from onereel.tuning.settings import at_setting, fit_to
 from onereel.types import Prediction
@@ -267,6 +268,62 @@ def test_what_accuracies_must_be_read_with_is_said(
     assert "is the list that the run is tested on" in table.caveats[0]
 
 
+def test_files_are_timed_as_predict_reads_them_though_one_is_missing(
+    trained: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("6.mp4", "7.mp4", "8.mp4", "9.mp4", "good.csv"):
+        shutil.copy(videos / name, folder)
+    onereel.prepare(folder, tmp_path / "store")
+    config = replace(TINY, data=replace(TINY.data, store=str(tmp_path / "store")))
+    annotations = api.build.build_annotations(config, str(folder / "good.csv"))
+    model = onereel.load(trained)
+
+    def found() -> search._Search:
+        return search._Search.of(model, config, annotations, torch.device("cpu"))
+
+    (folder / "7.mp4").unlink()
+    assert found().timed_from == "files"
+    assert set(found().timed) == {0, 2, 3}
+    for name in ("6.mp4", "8.mp4", "9.mp4"):
+        (folder / name).unlink()
+    assert found().timed_from == "chunk store"
+
+    run, small = tmp_path / "run", {"frames": (4,), "sizes": (32,), "budgets": (8,)}
+    shutil.copytree(trained, run)
+    stored = replace(model, config=replace(model.config, data=config.data))
+    monkeypatch.setattr(search, "load", lambda run: stored)
+    table = onereel.tune_budget(run, val=str(folder / "good.csv"), **small)  # type: ignore[arg-type]
+    assert (table.index_ms, table.from_store) == (0.0, True)
+    assert "read from the chunk store" in table.caveats[-1]
+    with pytest.raises(ConfigError, match="latencies are of videos in a chunk store"):
+        onereel.predict(run, [videos / "6.mp4"], latency_ms=60000)
+    choices: list[Choice] = []
+    onereel.predict(run, [videos / "6.mp4"], budget=8, on_choice=choices.append)
+    assert "promised" not in str(choices[0])
+    assert "--latency-ms" not in write_report(run).read_text()
+
+
+def test_what_accuracy_is_of_is_said_with_it(
+    trained: Path, videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, small = tmp_path / "run", {"frames": (4,), "sizes": (32,), "budgets": (8,)}
+    shutil.copytree(trained, run)
+    choices: list[Choice] = []
+
+    def choose() -> str:
+        onereel.predict(run, [videos / "6.mp4"], budget=8, on_choice=choices.append)
+        return str(choices[-1])
+
+    onereel.tune_budget(run, **small)  # type: ignore[arg-type]
+    assert "on 2 records held out of train.csv\n" in choose()
+    (videos / "again.csv").write_text((videos / "train.csv").read_text())
+    onereel.tune_budget(run, val=str(videos / "again.csv"), overwrite=True, **small)  # type: ignore[arg-type]
+    assert "on 6 records of again.csv\n" in choose()
+    assert "has trained on 4 of the 6 videos of again.csv" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -275,6 +332,11 @@ def test_what_accuracies_must_be_read_with_is_said(
         (
             {"val": "tune.csv", "num_clips": 1},
             r"num_clips was 2, is 1. Measure anew with --overwrite",
+        ),
+        ({"val": "tune.csv", "tokens_kind": "all"}, "tokens_kind is 'all', which has no budget"),
+        (
+            {"val": "tune.csv", "tokens_kind": "random"},
+            "conditions: tokens.kind was redundancy, is random. Measure",
         ),
         ({"val": "good.csv"}, "measured under other conditions: list was"),
         ({"val": "none.csv"}, "no such file"),

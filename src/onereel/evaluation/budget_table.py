@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 from onereel.config import from_dict
 from onereel.errors import ConfigError, DataError
 from onereel.files import write_atomically
+from onereel.fronts import pareto_front
 
 TABLE = "budgets.json"
 """In the run's folder."""
 UNREAD = "-"
+FILES, STORE = "files", "chunk store"
+"""Where videos were read on the clock (`conditions["timed_from"]`)."""
 
 
 class Setting(NamedTuple):
@@ -113,7 +116,8 @@ class BudgetTable:
     """All rows of a search, and under what circumstances they were measured.
 
     Attributes:
-        conditions: what a row depends on, by name: weights, list, views, selector, machine.
+        conditions: what a row depends on, by name: weights, list and whether it was held out of training, views,
+            selector, machine, where videos were read.
         versions, date: of the last measurement.
         own: the run's own frames, size and tokens; all tokens where their number depends on the clip.
         index_ms: what a file costs in addition when it is seen for the first time (its packet index), median; 0 where
@@ -139,6 +143,17 @@ class BudgetTable:
         return len(self.rows[0].correct) - len(self.left_out) if self.rows else 0
 
     @property
+    def measured_on(self) -> str:
+        """What the accuracies are of."""
+        part = "held out of" if self.conditions.get("held_out") else "of"
+        return f"{self.num_videos} records {part} {Path(self.conditions['list']).name}"
+
+    @property
+    def from_store(self) -> bool:
+        """Whether videos were read from a chunk store on the clock, which takes less time than `predict` does."""
+        return self.conditions.get("timed_from") == STORE
+
+    @property
     def num_views(self) -> int:
         return self.conditions["num_clips"] * self.conditions["num_crops"]
 
@@ -148,14 +163,16 @@ class BudgetTable:
 
     def front(self) -> list[BudgetRow]:
         """Rows that none beats in both latency and accuracy, quickest first."""
-        found: list[BudgetRow] = []
-        for row in sorted(self.rows, key=lambda row: (row.video_ms, -row.accuracy)):
-            if not found or row.accuracy > found[-1].accuracy:
-                found.append(row)
-        return found
+        return pareto_front(self.rows, lambda row: row.video_ms, lambda row: row.accuracy)
 
     def pick(self, wanted: Wanted) -> BudgetRow:
         """The row for `wanted`; of equally accurate ones the quickest. Raises ConfigError where none fits."""
+        if wanted.latency_ms is not None and self.from_store:
+            raise ConfigError(
+                "the table's latencies are of videos in a chunk store, and files, which `onereel predict` reads, take "
+                "longer: measure anew on a list whose files are there (`onereel tune-budget RUN --val LIST "
+                "--overwrite`), or ask for a budget or an accuracy"
+            )
         if wanted.target_accuracy is not None:
             good = [row for row in self.rows if row.accuracy >= wanted.target_accuracy]
             if good:
@@ -254,14 +271,16 @@ def score(rows: Iterable[BudgetRow]) -> tuple[BudgetRow, ...]:
     )
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """In which conditions two measurements differ, in words."""
-    names = dict.fromkeys([*old, *new])
-    return [
-        f"{name} was {old.get(name)}, is {new.get(name)}"
-        for name in names
-        if old.get(name) != new.get(name)
-    ]
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:
+    """In which conditions two measurements differ, in words; of those that have parts, in which parts."""
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        was, now = old.get(name), new.get(name)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found += differences(was, now, f"{within}{name}.")
+        elif was != now:
+            found.append(f"{within}{name} was {was}, is {now}")
+    return found
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onereel.fronts import pareto_front
 from onereel.report.charts import Chart, Series, line_chart
 from onereel.report.text import short_percent
 
@@ -38,7 +39,8 @@ class BudgetLine:
 def budget_lines(budgets: dict[str, Any]) -> list[BudgetLine]:
     """All rows, in the order of the file; none where nothing was measured."""
     rows: list[dict[str, Any]] = budgets.get("rows", [])
-    front = [id(row) for row in _front(rows, lambda row: row["video_ms"])]
+    best = pareto_front(rows, lambda row: row["video_ms"], lambda row: row["accuracy"])
+    front = [id(row) for row in best]
     index = budgets.get("index_ms", 0.0)
     return [
         BudgetLine(
@@ -51,6 +53,12 @@ def budget_lines(budgets: dict[str, Any]) -> list[BudgetLine]:
         )
         for row in rows
     ]
+
+
+def promises_latency(budgets: dict[str, Any]) -> bool:
+    """Whether `onereel predict --latency-ms` answers from the table: files were on the clock, and no chunk store."""
+    timed_from = budgets.get("conditions", {}).get("timed_from")
+    return bool(budgets.get("rows")) and timed_from != "chunk store"
 
 
 def budget_charts(budgets: dict[str, Any]) -> list[Chart]:
@@ -69,8 +77,8 @@ def _chart(
     def points(found: Sequence[BudgetLine], name: str) -> list[tuple[float, float]]:
         return [(cost(one), one.values[name]) for one in found]
 
-    best = _front(lines, cost, lambda one: one.values["accuracy"])
-    best_random = _front(lines, cost, lambda one: one.values["random_accuracy"])
+    best = pareto_front(lines, cost, lambda one: one.values["accuracy"])
+    best_random = pareto_front(lines, cost, lambda one: one.values["random_accuracy"])
     others = [one for one in lines if one not in best]
     series = [
         Series("best at its cost", points(best, "accuracy"), dots=True),
@@ -78,16 +86,3 @@ def _chart(
         Series("other settings", points(others, "accuracy"), dots=True, line=False),
     ]
     return line_chart(title, x_label, "top-1 (%)", series, number=short_percent)
-
-
-def _front(
-    rows: Sequence[Any],
-    cost: Callable[[Any], float],
-    accuracy: Callable[[Any], float] = lambda row: row["accuracy"],
-) -> list[Any]:
-    """Those that none beats in both, cheapest first."""
-    found: list[Any] = []
-    for row in sorted(rows, key=lambda row: (cost(row), -accuracy(row))):
-        if not found or accuracy(row) > accuracy(found[-1]):
-            found.append(row)
-    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from onereel.files import write_atomically
 from onereel.report import view
-from onereel.report.budget_view import budget_charts, budget_lines
+from onereel.report.budget_view import budget_charts, budget_lines, promises_latency
 from onereel.report.pictures import data_uri
 from onereel.report.run_files import RunFiles, read_run
 from onereel.report.templates import environment
@@ -90,7 +90,7 @@ def _search_videos(run: str) -> list[tuple[str, str]]:
 
 
 def _label_videos(files: RunFiles, run: str) -> tuple[str, str]:
-    if not files.budgets.get("rows"):
+    if not promises_latency(files.budgets):
         return "Label other videos", f"onereel predict {run} VIDEO.mp4"
     quickest = min(one.latency_ms for one in budget_lines(files.budgets))
     limit = f"--latency-ms {math.ceil(quickest)}"

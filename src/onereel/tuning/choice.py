@@ -56,10 +56,11 @@ class Choice:
     def __str__(self) -> str:
         row, table = self.row, self.table
         kept = f"{row.token_budget} of {row.num_tokens}"
+        said = "of videos in a chunk store" if table.from_store else "promised"
         return (
             f"{self.wanted}: {row.num_frames} frames of {row.size} px, {kept} tokens; top-1 {row.accuracy:.1%} ± "
-            f"{row.standard_error:.1%} on {table.num_videos} held-out records\n"
-            f"promised: {table.latency_ms(row):.1f} ms per video (median, {_whose(table)}; {table.index_ms:.1f} to "
+            f"{row.standard_error:.1%} on {table.measured_on}\n"
+            f"{said}: {table.latency_ms(row):.1f} ms per video (median, {_whose(table)}; {table.index_ms:.1f} to "
             f"index a file that is new, {row.video_ms:.1f} to read, select and classify its {_views(table.num_views)}; "
             f"95 % within {table.index_ms + row.video_p95_ms:.1f})"
         )
@@ -77,7 +78,7 @@ class Choice:
             f"measured: {known + took:.1f} ms per video (median of {len(answer)}; {known:.1f} + {took:.1f}), "
             f"{waited:.1f} by the wall clock"
         )
-        if took > (1 + SPREAD) * self.row.video_ms:
+        if not self.table.from_store and took > (1 + SPREAD) * self.row.video_ms:
             text += (
                 f"\n{took / self.row.video_ms - 1:.0%} above the promise for reading, selecting and classifying: these "
                 "videos are costlier to read than those of the list"
@@ -114,7 +115,7 @@ def choose(run: str | Path, trained: TrainedModel, wanted: Wanted, device: torch
             "%s was measured on another machine (%s; here: %s): its latencies need not hold here",
             *(Path(run) / TABLE, ", ".join(map(str, there.values())), ", ".join(here.values())),
         )
-    for caveat in table.caveats if wanted.target_accuracy is not None else ():
+    for caveat in table.caveats:
         logger.warning("%s", caveat)
     if not table.complete:
         logger.warning("the search was stopped: `onereel tune-budget` goes on with it")

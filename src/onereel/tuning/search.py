@@ -21,6 +21,8 @@ from onereel.data.annotations import Annotations
 from onereel.data.dataset import ClipDataset
 from onereel.errors import ConfigError, DecodeError
 from onereel.evaluation.budget_table import (
+    FILES,
+    STORE,
     TABLE,
     UNREAD,
     BudgetRow,
@@ -49,6 +51,11 @@ from onereel.video.raw import RawVideos
 
 NUM_TIMED = 16
 """Answers on the clock: of as many videos of the list, or of those there are in turn."""
+
+NO_FILES = (
+    "not one file of the list is there, so its videos were read from the chunk store; `onereel predict` reads files, "
+    "which takes longer"
+)
 
 logger = logging.getLogger("onereel")
 """The loader's: what it says of a broken video."""
@@ -101,9 +108,10 @@ def tune_budget(
     annotations, caveats = list_to_choose_on(trained.config, val)
     chosen, count = pick_device(device), num_threads or default_threads()
     with threads(count):
-        conditions = conditions_of(trained, config, annotations, chosen)
-        table = _table_so_far(folder / TABLE, conditions, caveats, own, overwrite)
         search = _Search.of(trained, config, annotations, chosen)
+        conditions = search.conditions(held_out=not val)
+        caveats = (*caveats, *search.caveats)
+        table = _table_so_far(folder / TABLE, conditions, caveats, own, overwrite)
         if not table.rows:
             table = replace(table, index_ms=search.index_ms())
         table = _measure(search, table, settings, folder / TABLE, say)
@@ -117,6 +125,11 @@ def _config(own: RunConfig, kind: str, num_clips: int | None, num_crops: int | N
         num_clips=own.eval.num_clips if num_clips is None else num_clips,
         num_crops=own.eval.num_crops if num_crops is None else num_crops,
     )
+    if kind == "all":
+        raise ConfigError(
+            "tokens_kind is 'all', which has no budget; allowed: another selector, under whose largest budget all "
+            "tokens are kept and measured too"
+        )
     tokens = budget_tokens(own.tokens, kind, 0)
     return replace(for_budgets(own), eval=views, tokens=tokens)
 
@@ -221,8 +234,8 @@ class _Search:
     """What all grids share.
 
     Attributes:
-        videos, library: whole videos, as `onereel predict` reads them; from the store where the files are not there.
-        timed: which of them are answered on the clock.
+        videos, library: whole videos, as `onereel predict` reads them; from the store where not one file is there.
+        timed: which of them are answered on the clock; none whose file is missing, where others' are there.
     """
 
     trained: TrainedModel
@@ -242,14 +255,30 @@ class _Search:
         device: torch.device,
     ) -> _Search:
         paths = list(dict.fromkeys(annotations.table["path"].to_pylist()))
-        step = max(1, len(paths) // NUM_TIMED)
-        timed = [turn * step % len(paths) for turn in range(NUM_TIMED)]
         library = open_library(root=annotations.root, timeout_seconds=config.data.timeout_seconds)
-        if not all(paths[index] in library for index in timed):
-            library = build.build_library(config, annotations)
+        there = [index for index, path in enumerate(paths) if path in library]
+        if not there:
+            library, there = build.build_library(config, annotations), list(range(len(paths)))
+        step = max(1, len(there) // NUM_TIMED)
+        timed = [there[turn * step % len(there)] for turn in range(NUM_TIMED)]
         videos = Annotations.of_videos(paths, annotations.root)
         trained.model.to(device)
         return cls(trained, config, annotations, videos, library, timed, device)
+
+    @property
+    def timed_from(self) -> str:
+        """Where videos are read on the clock."""
+        return FILES if isinstance(self.library, RawVideos) else STORE
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader of the latencies must know."""
+        return (NO_FILES,) if self.timed_from == STORE else ()
+
+    def conditions(self, *, held_out: bool) -> dict[str, Any]:
+        """What a row depends on, as JSON has it; `held_out`: the records were kept from the run's own training."""
+        own = conditions_of(self.trained, self.config, self.annotations, self.device)
+        return {**own, "held_out": held_out, "timed_from": self.timed_from}
 
     def index_ms(self) -> float:
         """Median of what it takes to index one of the timed files for the first time; 0 for a chunk store."""
