@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from onereel import api, commands
+from onereel import api, commands, create_model
 from onereel.cli import VERBS, main
-from onereel.config import RunConfig, TokensConfig
+from onereel.config import DataConfig, RunConfig, TokensConfig
 from onereel.config.reading import to_json
 
 
@@ -111,6 +111,36 @@ def test_a_run_is_tested_with_other_tokens_whatever_its_own_were(
     assert main([*random, "--tokens.threshold", "0.2"]) == 2
     assert "tokens.threshold is 0.2, but the budget of random" in capsys.readouterr().err
     assert len(tested) == 1
+
+
+@pytest.mark.parametrize(
+    "field", ["train x.csv", "repeats 2", "crop center", "cache_views 3", "hold-out-ratio 0.5"]
+)
+def test_what_only_training_uses_is_no_setting_of_a_test(
+    field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = DataConfig(repeats=4)  # the run's own does no harm
+    (tmp_path / "config.json").write_text(to_json(RunConfig(data=data)))
+    name, value = field.split()
+    assert main(["eval", str(tmp_path), "--name", "other", f"--data.{name}", value]) == 2
+    error = capsys.readouterr().err
+    assert f"data.{name.replace('-', '_')} is {value}, but only training uses it" in error
+    assert main(["eval", str(tmp_path), "--name", "other", "--data.num-frames", "8"]) == 2
+    assert "without a validation list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["eval"], ["report"], ["train", "--resume"]])
+def test_a_saved_model_is_named_where_a_run_is_needed(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = create_model("vit_micro_patch16_32", 2).save_pretrained(tmp_path / "saved")
+    before = sorted(folder.iterdir())
+    assert main([*words, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder} holds a saved model (onereel) and no run" in error
+    assert f"`onereel train RECIPE --model.pretrained {folder}`" in error
+    assert f"`onereel predict {folder} VIDEO`" in error
+    assert sorted(folder.iterdir()) == before
 
 
 def test_a_misspelt_technique_names_the_nearest(

@@ -249,7 +249,7 @@ Test a run on its validation list, or on another, with the run's settings or wit
 
 Example: onereel eval runs/actions --tokens.kind random --tokens.keep-ratio 0.2 --name random20
 
-`onereel eval RUN --help` lists all fields with that run's values."""
+`onereel eval RUN --help` lists all fields with that run's values; those of data that only training uses are refused."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,7 @@ class EvalOptions:
 
 def eval_command(argv: Sequence[str]) -> int:
     from onereel import api
+    from onereel.build.data import check_tested
     from onereel.build.selection import check_given
 
     if argv and argv[0] in ("-h", "--help"):
@@ -281,6 +282,7 @@ def eval_command(argv: Sequence[str]) -> int:
     default = EvalOptions(run=argv[0], data=config.data, tokens=config.tokens, eval=config.eval)
     options = _parse("eval", EvalOptions, argv, default=default)
     check_given(options.tokens, config.tokens)
+    check_tested(options.data, config.data)
     result = api.evaluate(
         options.run,
         name=options.name,

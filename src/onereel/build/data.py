@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from onereel.build.selection import build_picker, frames_read, train_shapes
-from onereel.config import RunConfig
+from onereel.config import DataConfig, RunConfig
 from onereel.data.annotations import Annotations, paragraphs, read_annotations
 from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
@@ -14,10 +14,18 @@ from onereel.data.holding_out import hold_out
 from onereel.data.loader import ClipLoader
 from onereel.data.shapes import FlexibleShapes
 from onereel.data.sources.epic import are_actions
+from onereel.errors import ConfigError
 from onereel.models.registry import patch_size_of
 from onereel.training import World
 from onereel.video.library import VideoLibrary, open_library
 from onereel.video.schedule import num_cores
+
+OF_TRAINING = (
+    *("train", "hold_out_ratio", "max_bad_ratio", "num_frames_choices", "size_choices"),
+    *("token_window", "crop", "crop_scale", "crop_ratio", "repeats"),
+    *("cache_views", "cache", "cache_dtype"),
+)
+"""Fields of a run's data that only training reads."""
 
 
 def build_library(config: RunConfig, annotations: Annotations) -> VideoLibrary:
@@ -25,6 +33,16 @@ def build_library(config: RunConfig, annotations: Annotations) -> VideoLibrary:
     return open_library(
         config.data.store, root=annotations.root, timeout_seconds=config.data.timeout_seconds
     )
+
+
+def check_tested(data: DataConfig, before: DataConfig) -> None:
+    """Raise ConfigError for a setting that was given, that is, changed from `before`, and that tests would ignore."""
+    for name in OF_TRAINING:
+        given = getattr(data, name)
+        if given != getattr(before, name):
+            raise ConfigError(
+                f"data.{name} is {given}, but only training uses it, and a test is the same with any: leave it out"
+            )
 
 
 def build_annotations(config: RunConfig, path: str) -> Annotations:

@@ -9,7 +9,7 @@ from onereel.config.learning import (
     TrainConfig,
 )
 from onereel.config.model import ModelConfig, TextConfig
-from onereel.config.reading import from_dict, from_json, to_dict, to_json
+from onereel.config.reading import check_is_of_run, from_dict, from_json, to_dict, to_json
 from onereel.config.run import RunConfig
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "TextConfig",
     "TokensConfig",
     "TrainConfig",
+    "check_is_of_run",
     "from_dict",
     "from_json",
     "to_dict",

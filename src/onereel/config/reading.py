@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 from onereel.config.run import RunConfig
@@ -59,6 +60,26 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def to_json(config: RunConfig) -> str:
     return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def check_is_of_run(folder: str | Path, values: Any) -> None:
+    """Raise ConfigError where the `config.json` of a folder, whose `values` are given, is that of a saved model."""
+    if not isinstance(values, dict) or "model_type" not in values:
+        return
+    own = values.get("config")
+    learned = own.get("objective", {}).get("kind") if isinstance(own, dict) else ""
+    uses = [f"start a new run from it (`onereel train RECIPE --model.pretrained {folder}`)"]
+    if learned == "classification":
+        uses += [
+            f"label videos (`onereel predict {folder} VIDEO`)",
+            f"measure its accuracy on a list (`onereel tune-budget {folder} --val LIST`)",
+        ]
+    elif learned:
+        uses.append(f"embed videos (`onereel embed {folder} LIST --out features.parquet`)")
+    raise ConfigError(
+        f"{folder} holds a saved model ({values['model_type']}) and no run, whose lists, checkpoints and logs are "
+        f"needed here: give a run's folder. With a saved model one can {', or '.join(uses)}"
+    )
 
 
 def from_json(text: str) -> RunConfig:

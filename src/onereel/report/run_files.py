@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onereel.config import check_is_of_run
 from onereel.errors import ConfigError
 from onereel.report.budget_view import NEEDED
 from onereel.report.measures import MEASURES, Measure, measure_of
@@ -83,15 +84,17 @@ def read_run(folder: Path) -> RunFiles:
     """Read a run folder.
 
     Raises:
-        ConfigError: there is no run in the folder.
+        ConfigError: there is no run in the folder, or a saved model.
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds no run: there is no config.json in it")
     unreadable: list[str] = []
+    config = _read_json(folder / "config.json", dict, unreadable)
+    check_is_of_run(folder, config)
     metrics = _read_metrics(folder / "metrics.jsonl", unreadable)
     return RunFiles(
         folder=folder,
-        config=_read_json(folder / "config.json", dict, unreadable),
+        config=config,
         versions=_read_json(folder / "versions.json", dict, unreadable),
         train=[record for record in metrics if record["kind"] == "train"],
         eval=[record for record in metrics if record["kind"] == "eval"],

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onereel
-from onereel.config import RunConfig, from_json, to_json
+from onereel.config import RunConfig, check_is_of_run, from_json, to_json
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
 
@@ -122,15 +122,19 @@ def read_config(run: str | Path) -> RunConfig:
     """The config that the run was started with.
 
     Raises:
-        ConfigError: there is no run in the folder, or its config.json cannot be read.
+        ConfigError: there is no run in the folder, but a saved model or nothing, or its config.json cannot be read.
     """
     path = Path(run) / "config.json"
     if not path.exists():
         raise ConfigError(f"{run} holds no run: there is no config.json in it")
     try:
-        return from_json(path.read_text())
+        text = path.read_text()
+        values = json.loads(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    check_is_of_run(run, values)
+    try:
+        return from_json(text)
     except ConfigError as error:
         raise ConfigError(
             f"{path}: {error} Was it written by another version of onereel?"
