@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +25,10 @@ from onereel.seeding import clip_generators
 from onereel.training import World, pick_device
 from onereel.types import Quarantined, YuvClips
 from onereel.video.library import VideoLibrary, open_library
+from onereel.video.probe import VIDEO_SUFFIXES
 from onereel.video.sources import list_sources
 
+CUT = "add --window-seconds 5, say, to cut whole videos into moments"
 SHORTEST_WINDOW = 0.5
 """A rest at the end of a video that is shorter than this share of a window belongs to the window before."""
 
@@ -76,10 +79,15 @@ def embed(
     Raises:
         OnereelError: the run, the list or the settings cannot be used, or no moment could be read.
     """
-    if window_seconds < 0 or (not source and not (store and window_seconds)):
+    if not 0 <= window_seconds < math.inf:
         raise ConfigError(
-            "embed needs a list of moments, or videos and --window-seconds above 0: onereel embed RUN LIST --out "
-            "features.parquet"
+            f"--window-seconds is {window_seconds:g}; allowed: above 0, or 0 for the moments that a list names"
+        )
+    if not source and not (store and window_seconds):
+        given = f"{store} names no moments" if store else "nothing to embed is given"
+        raise ConfigError(
+            f"{given}: {CUT} (with --store and nothing else, all of the store), or give a list of moments: onereel "
+            "embed RUN LIST --out features.parquet"
         )
     chosen = pick_device(device)
     trained = load_dual_encoder(run)
@@ -105,16 +113,29 @@ def _moments(
 ) -> tuple[Annotations, list[Quarantined]]:
     """The moments to embed, and videos that have none because they cannot be read."""
     if not window_seconds:
-        return build.build_annotations(config, source), []
+        return _listed(config, source), []
     if config.data.store:
         library, root = open_library(config.data.store), ""
         names: Sequence[str] = library.videos()
         if source:
-            names = [one.name for one in list_sources(source)[1]]
+            sources = list_sources(source)[1]
+            names = [one.name if one.name in library else one.path for one in sources]
     else:
         root, sources = list_sources(source)
         library, names = open_library(root=root), [one.name for one in sources]
     return _windows(library, names, window_seconds, root)
+
+
+def _listed(config: RunConfig, source: str) -> Annotations:
+    """The moments that a list names; of a folder per class, each of its videos."""
+    try:
+        return build.build_annotations(config, source)
+    except DataError as error:
+        if os.path.isdir(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES:
+            raise ConfigError(
+                f"{source} names no moments: {CUT}, or give a list with columns path,start,end ({error})"
+            ) from error
+        raise
 
 
 def _windows(
