@@ -16,7 +16,7 @@ from onereel.data.augment import BatchAugment
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
 from onereel.errors import ConfigError
-from onereel.evaluation.classification import evaluate_classification
+from onereel.evaluation.classification import evaluate_classification, top_predictions
 from onereel.evaluation.predict import exit_code, predict, write_predictions
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
@@ -116,7 +116,8 @@ def test_equals_evaluation_of_the_same_videos(
     assert (result.num_videos, result.num_views, result.kept_ratio) == (2, 6, 0.5)
     assert result.macs_per_view == model.macs((4,))
     direct = answers_for(model, folder, ["a.mp4", "b.mp4"], num_clips=2, num_crops=3)
-    for one, other in zip(direct, result.predictions(["a.mp4", "b.mp4"])):
+    for one, row in zip(direct, result.scores.probabilities):
+        other = top_predictions("", row, NAMES, 5)
         assert one.labels == other.labels
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
@@ -140,11 +141,11 @@ def test_json_file(tmp_path: Path) -> None:
 
 
 def test_csv_file(tmp_path: Path) -> None:
-    write_predictions(ANSWERS, tmp_path / "out.csv", true_labels=["wave", "clap"])
+    write_predictions(ANSWERS, tmp_path / "out.csv")
     with open(tmp_path / "out.csv", newline="") as file:
         good, bad = csv.DictReader(file)
     assert (good["video"], good["label_1"], good["probability_2"]) == ("a, b.mp4", "wave", "0.25")
-    assert (good["error"], good["true_label"]) == ("", "wave")
+    assert good["error"] == ""
     assert (bad["label_1"], bad["error"]) == ("", "frame 7: truncated")
     write_predictions([], tmp_path / "none.csv")
     assert (tmp_path / "none.csv").read_text() == "video,error\n"

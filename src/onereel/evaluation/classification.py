@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """What one evaluation found; everything but `scores` goes through JSON unchanged.
+    """What one evaluation found.
 
     Attributes:
         top1, top5: share of videos whose class is the most probable, or among the five most probable; where
@@ -46,9 +45,9 @@ class ClassificationResult:
         data_wait: share of that time spent waiting for the loader.
         kept_ratio: kept tokens over all tokens, mean over views.
         macs_per_view: exact multiply-adds of the forward pass, mean over views.
+        scores: probabilities of every video, not saved.
         verb_top1, noun_top1: where classes are actions (`verb class:noun class`): the same for their verbs and nouns,
             whose probabilities are sums over actions (EPIC-KITCHENS-100); None elsewhere.
-        scores: probabilities of every video, not saved.
     """
 
     class_names: tuple[str, ...]
@@ -65,9 +64,9 @@ class ClassificationResult:
     data_wait: float
     kept_ratio: float
     macs_per_view: float
+    scores: VideoScores = field(repr=False, compare=False)
     verb_top1: float | None = None
     noun_top1: float | None = None
-    scores: VideoScores | None = field(default=None, repr=False, compare=False)
 
     @property
     def gflops_per_view(self) -> float:
@@ -92,22 +91,6 @@ class ClassificationResult:
         values = {name: getattr(self, name) for name in (*names, "clips_per_second", "seconds")}
         return {name: value for name, value in values.items() if value is not None}
 
-    def confusion_matrix(self) -> np.ndarray:
-        """int64 `(K, K)`: rows are true classes, columns predicted ones."""
-        matrix = np.zeros((len(self.class_names),) * 2, np.int64)
-        for true, predicted, count in self.confusion:
-            matrix[true, predicted] = count
-        return matrix
-
-    def predictions(self, names: Sequence[str], top_k: int = 5) -> list[Prediction]:
-        """The most probable classes of every video; `names[i]` is what record i is called."""
-        if self.scores is None:
-            raise ValueError("this result was read from a file, which holds no probabilities")
-        return [
-            top_predictions(names[index], row, self.class_names, top_k)
-            for index, row in zip(self.scores.indices.tolist(), self.scores.probabilities)
-        ]
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with `gflops_per_view` beside the fields."""
         values = {
@@ -116,34 +99,12 @@ class ClassificationResult:
         values["gflops_per_view"] = self.gflops_per_view
         return json.loads(json.dumps(values))
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ClassificationResult:
-        """The result that `to_dict` described."""
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "scores"}
-        needed = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
-        missing = needed - set(values)
-        if missing:
-            raise DataError(f"not an evaluation of onereel: {', '.join(sorted(missing))} missing")
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields
-        }
-        plain["confusion"] = tuple(tuple(entry) for entry in values["confusion"])
-        return cls(**plain)
-
     def save(self, path: str | Path, settings: dict[str, Any] | None = None) -> None:
         """Write the JSON file whole or not at all, with the `settings` that it was made under; its folder is made."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         values = {**self.to_dict(), "settings": settings or {}}
         write_atomically(path, json.dumps(values) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> ClassificationResult:
-        """The result that `save` wrote. Raises DataError where the file is something else."""
-        try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-            raise DataError(f"{path}: not an evaluation of onereel ({error})") from error
 
 
 def top_predictions(
@@ -234,8 +195,8 @@ def evaluate_classification(
         data_wait=tally.wait_seconds / max(tally.seconds * world_size, 1e-9),
         kept_ratio=tally.num_tokens / tally.num_dense_tokens,
         macs_per_view=tally.macs / tally.num_views,
-        **_of_parts(scores, class_names),
         scores=scores,
+        **_of_parts(scores, class_names),
     )
 
 

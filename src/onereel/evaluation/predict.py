@@ -210,20 +210,13 @@ def check_predictions_path(path: str | Path) -> Path:
     return path
 
 
-def write_predictions(
-    answers: Sequence[Answer], path: str | Path, true_labels: Sequence[str] | None = None
-) -> None:
+def write_predictions(answers: Sequence[Answer], path: str | Path) -> None:
     """Write answers to a `.json` or `.csv` file, one entry or row per video, with an `error` where there is one.
-
-    Args:
-        true_labels: the right class of each answer, written beside it.
 
     Raises ConfigError for another suffix, before anything is written.
     """
     path = Path(path)
     rows = [_row(answer) for answer in answers]
-    if true_labels is not None:
-        rows = [{**row, "true_label": label} for row, label in zip(rows, true_labels, strict=True)]
     is_json = check_predictions_path(path).suffix.lower() == ".json"
     text = json.dumps(rows, indent=2) + "\n" if is_json else _csv_text(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,18 +245,16 @@ def _row(answer: Answer) -> dict[str, Any]:
 
 
 def _csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Columns video, [true_label,] label_1, probability_1, label_2, ..., [index_ms, ...,] error."""
+    """Columns video, label_1, probability_1, label_2, ..., [index_ms, ...,] error."""
     times = [name for name in TIMES if any(name in row for row in rows)]
     ranks = range(1, 1 + max((len(row["labels"]) for row in rows), default=0))
-    known = ["true_label"] if rows and "true_label" in rows[0] else []
-    columns = ["video", *known]
+    columns = ["video"]
     columns += [name for rank in ranks for name in (f"label_{rank}", f"probability_{rank}")]
     out = io.StringIO()
     writer = csv.DictWriter(out, [*columns, *times, "error"], restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         cells = {"video": row["video"], "error": row["error"] or ""}
-        cells |= {name: row[name] for name in known}
         cells |= {name: f"{row[name]:.1f}" for name in times if name in row}
         for rank, label, probability in zip(ranks, row["labels"], row["probabilities"]):
             cells |= {f"label_{rank}": label, f"probability_{rank}": f"{probability:.6g}"}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onereel.errors import ConfigError, DataError
+from onereel.errors import DataError
 from onereel.evaluation.classification import accuracies
 from onereel.evaluation.scores import VideoScores
 
@@ -22,8 +22,6 @@ TEMPLATES = (
     "an example of {}.",
 )
 """Prompts for names of actions."""
-EGO_TEMPLATES = ("#C C {}", "#C C is doing {}")
-"""Prompts in the style of Ego4D's narrations, where C wears the camera."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,10 @@ class ZeroShot:
         return dataclasses.asdict(self)
 
 
-def prompts(class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[str]:
-    """Every name in every template, class after class; underscores become spaces. Raises ConfigError."""
-    if not templates or any(template.count("{}") != 1 for template in templates):
-        raise ConfigError(
-            f"prompt templates are {list(templates)}; allowed: texts with one '{{}}' for the name"
-        )
+def prompts(class_names: Sequence[str]) -> list[str]:
+    """Every name in every template, class after class; underscores become spaces."""
     names = [" ".join(name.replace("_", " ").split()) for name in class_names]
-    return [template.replace("{}", name) for name in names for template in templates]
+    return [template.replace("{}", name) for name in names for template in TEMPLATES]
 
 
 def class_embeddings(prompt_embeddings: Tensor, num_classes: int) -> Tensor:
