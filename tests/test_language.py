@@ -18,6 +18,7 @@ from onereel.cli import main
 from onereel.config import (
     AugmentConfig,
     DataConfig,
+    EvalConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimConfig,
@@ -27,9 +28,12 @@ from onereel.config import (
     TrainConfig,
 )
 from onereel.errors import ConfigError, DataError
+from onereel.evaluation.scores import ViewSums
 from onereel.loading import load_dual_encoder
+from onereel.moments import embedding, journal
 from onereel.moments.index import MomentIndex
 from onereel.training import checkpoint, list_checkpoints
+from onereel.types import SampleKey
 
 TINY = RunConfig(
     recipe="tiny",
@@ -269,6 +273,68 @@ def test_moments_that_cannot_be_read_are_left_out_and_listed(
     assert "gone.mp4" in report.quarantine.read_text()
     index = MomentIndex.read(report.path)
     assert [index.moment(i).caption for i in range(2)] == ["a", "c"]
+
+
+def test_embedding_goes_on_where_it_was_interrupted(
+    videos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A moment's views lie in different batches, and a moment that cannot be read is listed once."""
+    lines = (videos / "train.csv").read_text().splitlines()
+    lines.insert(2, f"{tmp_path}/gone.mp4,square,a red square,0,1")
+    (videos / "gaps.csv").write_text("\n".join(lines) + "\n")
+    towers = load_dual_encoder(trained)
+    config = replace(
+        towers.config,
+        eval=EvalConfig(num_clips=2, batch_size_per_device=3),
+        tokens=TokensConfig(kind="random", keep_ratio=0.5),
+    )
+    random = load_dual_encoder(trained, config)
+    monkeypatch.setattr(embedding, "load_dual_encoder", lambda run: random)
+    whole = moments.embed(trained, videos / "gaps.csv", out=tmp_path / "whole.parquet")
+    assert not (tmp_path / ".whole.parquet.unfinished").exists()
+
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN", -1.0)
+    monkeypatch.setattr(journal, "SHARE", 1e9)
+    told: list[tuple[int, int]] = []
+
+    def until_second(done: int, total: int) -> None:
+        told.append((done, total))
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "f.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        moments.embed(trained, videos / "gaps.csv", out=out, on_batch=until_second)
+    assert (out.exists(), (tmp_path / ".f.parquet.unfinished").exists()) == (False, True)
+    report = moments.embed(trained, videos / "gaps.csv", out=out, on_batch=until_second)
+    assert told == [(number, 6) for number in range(1, 7)]
+    assert (
+        (report.num_moments, report.num_failed) == (whole.num_moments, whole.num_failed) == (8, 1)
+    )
+    assert report.quarantine.read_text() == whole.quarantine.read_text()
+    assert not (tmp_path / ".f.parquet.unfinished").exists()
+    one, other = (MomentIndex.read(path) for path in (out, whole.path))
+    assert one.table == other.table
+    assert (one.embeddings == other.embeddings).all()
+
+
+def test_what_was_begun_with_other_settings_is_begun_anew(tmp_path: Path) -> None:
+    first = journal.Journal(tmp_path / "f.parquet", "one")
+    first._due = 0.0
+    sums = ViewSums()
+    sums.add([SampleKey(0, 3)], torch.ones(1, 2))
+    first.keep(sums, 4, 1, tmp_path / "none.csv")
+    assert first.read()[1] == 4
+    assert first.read()[0].mean(1).indices.tolist() == [3]
+    assert journal.Journal(tmp_path / "f.parquet", "other").read()[1:] == (0, 0)
+    first.path.write_bytes(b"damaged")
+    assert first.read()[1:] == (0, 0)
+
+
+def test_a_test_tells_how_far_it_is(trained: Path) -> None:
+    told: list[tuple[int, int]] = []
+    api.evaluate(trained, name="told", on_batch=lambda *one: told.append(one))
+    assert told == [(1, 1)]
 
 
 def test_an_index_of_another_model_is_refused(videos: Path, trained: Path, tmp_path: Path) -> None:

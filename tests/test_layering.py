@@ -10,7 +10,9 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "onereel"
 ROOMS = ("video", "data", "tokens", "models", "objectives", "training", "evaluation", "report")
 LEVELS: dict[str, int] = {
-    **dict.fromkeys(("archives", "errors", "files", "fronts", "processes", "seeding", "types"), 0),
+    **dict.fromkeys(
+        ("archives", "errors", "files", "fronts", "processes", "progress", "seeding", "types"), 0
+    ),
     "config": 1,
     **dict.fromkeys(ROOMS, 2),
     **dict.fromkeys(("recipes",), 2),

@@ -32,6 +32,7 @@ def predict(
     latency_ms: float | None = None,
     target_accuracy: float | None = None,
     on_choice: Callable[[Choice], None] | None = None,
+    on_answer: Callable[[Answer], None] | None = None,
 ) -> list[Answer]:
     """Label raw video files, one answer each; a file that cannot be read is answered with its reason.
 
@@ -41,6 +42,7 @@ def predict(
             with that many tokens per clip at most, or whose latency per video is promised to be within it; or the
             quickest row of that accuracy (a share). Answers then say how long they took.
         on_choice: called with the row before it is used.
+        on_answer: called with each answer as soon as it is known.
 
     Raises:
         ConfigError: there is no table for the run's weights, or none of its rows fits.
@@ -53,12 +55,9 @@ def predict(
         if on_choice is not None:
             on_choice(choice)
         trained = choice.apply(trained)
-    data, views = trained.config.data, trained.config.eval
-    views = replace(
-        views,
-        num_clips=views.num_clips if num_clips is None else num_clips,
-        num_crops=views.num_crops if num_crops is None else num_crops,
-    )
+    data, given = trained.config.data, {"num_clips": num_clips, "num_crops": num_crops}
+    asked = {name: count for name, count in given.items() if count is not None}
+    views = replace(trained.config.eval, **asked)
     with threads(choice.num_threads if choice else torch.get_num_threads()):
         return _predict(
             trained.model.to(chosen),
@@ -77,6 +76,7 @@ def predict(
             augment=trained.config.augment,
             seed=trained.config.seed,
             timed=choice is not None,
+            on_answer=on_answer,
         )
 
 

@@ -39,6 +39,7 @@ from onereel.models.text import TOKENIZER
 from onereel.models.video_model import VideoModel
 from onereel.objectives import DistillationObjective
 from onereel.pictures import try_report
+from onereel.progress import Told
 from onereel.recipes import load_recipe
 from onereel.recipes.stages import first_stage
 from onereel.teaching import load_teacher
@@ -339,6 +340,7 @@ def evaluate(
     checkpoint: str | Path = "",
     config: RunConfig | None = None,
     device: str = "auto",
+    on_batch: Told | None = None,
 ) -> ClassificationResult | PairResult:
     """Test a run and write RUN/eval/NAME.json; under torchrun all ranks share the work.
 
@@ -347,6 +349,7 @@ def evaluate(
         checkpoint: weights; empty: the run's newest.
         name: of the result; empty: "val", where list, tokens, views and weights are the run's own.
         config: the run's configuration with other data, tokens or views.
+        on_batch: called on the first rank with (batches done, batches of this rank).
 
     Raises:
         ConfigError: settings differ from the run's and the result has no name of its own.
@@ -366,11 +369,11 @@ def evaluate(
     if not config.data.val:
         raise ConfigError(f"{run} was trained without a validation list: give --data.val LIST")
     with distributed(device) as world:
-        weights = checkpoint or run
+        weights, told = checkpoint or run, on_batch if world.rank == 0 else None
         if build.learns_pairs(config):
             test = Validation(config, Path(run), (), world)
             towers = load_dual_encoder(weights, config).model
-            return test.result(towers.to(world.device), name, checkpoint)
+            return test.result(towers.to(world.device), name, checkpoint, told)
         trained = load(weights, config)
         test = Validation(config, Path(run), trained.class_names, world)
-        return test.result(trained.model.to(world.device), name, checkpoint)
+        return test.result(trained.model.to(world.device), name, checkpoint, told)

@@ -23,6 +23,7 @@ from onereel.errors import ConfigError
 from onereel.finding import embed_command as embed_command
 from onereel.finding import search_command as search_command
 from onereel.inspection.options import InspectOptions
+from onereel.progress import progress_bar
 from onereel.recipes import RECIPES, describe, load_recipe
 from onereel.recipes.stages import stages
 from onereel.sharing import convert_command as convert_command
@@ -283,13 +284,15 @@ def eval_command(argv: Sequence[str]) -> int:
     options = _parse("eval", EvalOptions, argv, default=default)
     check_given(options.tokens, config.tokens)
     check_tested(options.data, config.data)
-    result = api.evaluate(
-        options.run,
-        name=options.name,
-        checkpoint=options.checkpoint,
-        device=options.device,
-        config=replace(config, data=options.data, tokens=options.tokens, eval=options.eval),
-    )
+    with progress_bar("eval") as told:
+        result = api.evaluate(
+            options.run,
+            name=options.name,
+            checkpoint=options.checkpoint,
+            device=options.device,
+            config=replace(config, data=options.data, tokens=options.tokens, eval=options.eval),
+            on_batch=told,
+        )
     print(result)
     return 0
 

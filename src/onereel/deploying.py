@@ -6,6 +6,7 @@ Options are the parameters of the plain functions below; tyro turns their types 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +17,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from onereel.errors import ConfigError
+from onereel.progress import progress_bar
 from onereel.types import Prediction, Quarantined
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from onereel.tuning import Choice
 
 Run = Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
+SECONDS_BETWEEN = 30.0
+"""From one writing of the answers that there are so far to the next."""
 WIDE = 118
 """Columns of the table where there is no terminal that says."""
 
@@ -173,7 +177,7 @@ def predict(
     Args:
         run: run folder.
         videos: video files.
-        out: also write the answers here: .json or .csv.
+        out: also write the answers here: .json or .csv; until all are there, NAME.partial.csv has those so far.
         top_k: classes per video.
         num_clips: clips spread over each video; default: the run's.
         num_crops: 1 (centre) or 3; default: the run's.
@@ -183,7 +187,7 @@ def predict(
         device: auto, cpu or cuda.
     """
     from onereel import api
-    from onereel.evaluation.predict import check_predictions_path, exit_code, write_predictions
+    from onereel.evaluation.predict import check_predictions_path, exit_code
 
     if not videos:
         raise ConfigError("predict needs videos: onereel predict RUN VIDEO...")
@@ -193,26 +197,71 @@ def predict(
         check_predictions_path(out)
     console = Console()
     choices: list[Choice] = []
-    predictions = api.predict(
-        run,
-        list(videos),
-        top_k=top_k,
-        num_clips=num_clips,
-        num_crops=num_crops,
-        device=device,
-        budget=budget,
-        latency_ms=latency_ms,
-        target_accuracy=target_accuracy,
-        on_choice=choices.append,
-    )
-    for answer in predictions:
-        _print_answer(console, answer)
+    with progress_bar("predict") as told, _Kept(out) as kept:
+
+        def show(answer: Prediction | Quarantined) -> None:
+            _print_answer(console, answer)
+            kept.add(answer)
+            told(len(kept.answers), len(videos))
+
+        predictions = api.predict(
+            run,
+            list(videos),
+            top_k=top_k,
+            num_clips=num_clips,
+            num_crops=num_crops,
+            device=device,
+            budget=budget,
+            latency_ms=latency_ms,
+            target_accuracy=target_accuracy,
+            on_choice=choices.append,
+            on_answer=show,
+        )
     for choice in choices:
         text = f"{choice}\n{choice.measured(predictions)}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    if out:
-        write_predictions(predictions, out)
     return exit_code(predictions)
+
+
+class _Kept:
+    """Answers as they come; those to be written to `out` lie in a file beside it until all are there.
+
+    Use it as a context manager: what ends the block early leaves that file, with all answers until then.
+    """
+
+    def __init__(self, out: str) -> None:
+        self.answers: list[Prediction | Quarantined] = []
+        self.out = Path(out) if out else None
+        self._due = time.monotonic() + SECONDS_BETWEEN
+
+    @property
+    def path(self) -> Path | None:
+        """The file beside: labels.partial.csv."""
+        return self.out and self.out.with_name(f"{self.out.stem}.partial{self.out.suffix}")
+
+    def add(self, answer: Prediction | Quarantined) -> None:
+        self.answers.append(answer)
+        if self.path is not None and time.monotonic() > self._due:
+            self._write(self.path)
+            self._due = time.monotonic() + SECONDS_BETWEEN
+
+    def _write(self, path: Path) -> None:
+        from onereel.evaluation.predict import write_predictions
+
+        write_predictions(self.answers, path)
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self.out is None or self.path is None:
+            return
+        if kind is None:
+            self._write(self.out)
+            self.path.unlink(missing_ok=True)
+        elif self.answers:
+            self._write(self.path)
+            print(f"{len(self.answers)} answers until then: {self.path}", file=sys.stderr)
 
 
 def _print_answer(console: Console, answer: Prediction | Quarantined) -> None:

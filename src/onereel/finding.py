@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from onereel.progress import progress_bar
+
 Run = Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
 
 
@@ -30,6 +32,8 @@ def embed(
 
     Example: onereel embed runs/language_demo videos --window-seconds 3 --out features.parquet
 
+    Interrupted and started again by the same command, it goes on where it stopped.
+
     Args:
         run: run folder, or a checkpoint in it.
         source: list of moments; with --window-seconds, a video, a folder or a list of videos (with --store, empty:
@@ -41,9 +45,16 @@ def embed(
     """
     from onereel import moments
 
-    report = moments.embed(
-        run, source, out=out, store=store, window_seconds=window_seconds, device=device
-    )
+    with progress_bar("embed") as told:
+        report = moments.embed(
+            run,
+            source,
+            out=out,
+            store=store,
+            window_seconds=window_seconds,
+            device=device,
+            on_batch=told,
+        )
     print(report)
     return int(bool(report.num_failed or report.broken))
 

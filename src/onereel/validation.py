@@ -15,6 +15,7 @@ from onereel.evaluation.pairs import PairResult, evaluate_pairs
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
 from onereel.objectives import AnyObjective, DistillationObjective, MaskedObjective
+from onereel.progress import Told
 from onereel.training import World, run_on_main
 
 logger = logging.getLogger(__name__)
@@ -53,12 +54,21 @@ class Validation:
         self.augment = build.build_augment(config, len(class_names) or None, training=False)
 
     def result(
-        self, model: VideoModel | DualEncoder, name: str, weights: str | Path = ""
+        self,
+        model: VideoModel | DualEncoder,
+        name: str,
+        weights: str | Path = "",
+        on_batch: Told | None = None,
     ) -> ClassificationResult | PairResult:
-        """Test a classifier, or what two towers retrieve, and write RUN/eval/NAME.json."""
-        result = (
-            self._retrieved(model) if isinstance(model, DualEncoder) else self._classified(model)
-        )
+        """Test a classifier, or what two towers retrieve, and write RUN/eval/NAME.json.
+
+        `on_batch` is called with (batches done, batches of this rank).
+        """
+        result: ClassificationResult | PairResult
+        if isinstance(model, DualEncoder):
+            result = self._retrieved(model, on_batch)
+        else:
+            result = self._classified(model, on_batch)
         settings = {
             "weights": str(weights or self.run),
             **{part: to_dict(getattr(self.config, part)) for part in ("data", "tokens", "eval")},
@@ -66,7 +76,7 @@ class Validation:
         run_on_main(lambda: result.save(self.run / "eval" / f"{name}.json", settings))
         return result
 
-    def _classified(self, model: VideoModel) -> ClassificationResult:
+    def _classified(self, model: VideoModel, on_batch: Told | None) -> ClassificationResult:
         return evaluate_classification(
             model,
             self.loader,
@@ -76,9 +86,10 @@ class Validation:
             num_views=self.config.eval.num_clips * self.config.eval.num_crops,
             precision=self.config.train.precision,
             seed=self.config.seed,
+            on_batch=on_batch,
         )
 
-    def _retrieved(self, model: DualEncoder) -> PairResult:
+    def _retrieved(self, model: DualEncoder, on_batch: Told | None) -> PairResult:
         return evaluate_pairs(
             model,
             self.loader,
@@ -88,6 +99,7 @@ class Validation:
             num_views=self.config.eval.num_clips * self.config.eval.num_crops,
             precision=self.config.train.precision,
             seed=self.config.seed,
+            on_batch=on_batch,
         )
 
     def __call__(

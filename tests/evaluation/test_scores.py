@@ -73,3 +73,15 @@ def test_a_view_that_lacks_or_comes_twice_is_an_error() -> None:
         summed(keys, rows, [0, 1, 1], [2])
     with pytest.raises(DataError, match="no video"):
         ViewSums().mean(1)
+
+
+def test_sums_come_back_from_their_tensors_and_go_on() -> None:
+    keys, rows = views(5, 3, 4)
+    half, rest = ViewSums(), ViewSums()
+    half.add(keys[:7], rows[:7])
+    rest.add(keys[7:], rows[7:])
+    again = ViewSums.of_state(half.state(3))
+    for sums in (half, again):
+        sums.merge(rest)
+    assert all(map(torch.equal, half.mean(3), again.mean(3)))
+    assert ViewSums.of_state(ViewSums().state(3)).state(3)["indices"].tolist() == []

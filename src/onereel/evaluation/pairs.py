@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +110,18 @@ def evaluate_pairs(
     num_views: int = 1,
     precision: str = "auto",
     seed: int = 0,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> PairResult:
     """The figures that the list asks for (`text_figures`); arguments and errors as `embed_clips`."""
     videos, cost = embed_clips(
-        model, loader, augment, device=device, num_views=num_views, precision=precision, seed=seed
+        model,
+        loader,
+        augment,
+        device=device,
+        num_views=num_views,
+        precision=precision,
+        seed=seed,
+        on_batch=on_batch,
     )
     texts = task_texts(annotations)
     found = text_figures(annotations, videos, embed_texts(model, texts, precision=precision))
@@ -129,6 +137,7 @@ def embed_clips(
     num_views: int = 1,
     precision: str = "auto",
     seed: int = 0,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Cost]:
     """float32 `(V, E)` of unit length on the CPU, one row per record of the loader's list, and what they took.
 
@@ -137,6 +146,7 @@ def embed_clips(
         augment: normalisation only.
         num_views: views per record, which are averaged.
         seed: for selectors that draw which tokens they keep.
+        on_batch: called with (batches done, batches of this rank).
 
     Raises:
         OnereelError: a sample cannot be read or an embedding is not finite, on whichever rank.
@@ -159,7 +169,7 @@ def embed_clips(
 
     start = time.perf_counter()
     with evaluating(model):
-        videos = embed_videos(encode, loader, num_views=num_views)
+        videos = embed_videos(encode, loader, num_views=num_views, on_batch=on_batch)
     shares = gather((counts, time.perf_counter() - start))
     num_clips, num_tokens, num_dense, macs = (
         torch.stack([share for share, _ in shares]).sum(0).tolist()

@@ -56,6 +56,7 @@ def predict(
     batch_size: int = 8,
     seed: int = 0,
     timed: bool = False,
+    on_answer: Callable[[Answer], None] | None = None,
 ) -> list[Answer]:
     """The answers of `iter_predictions` for `videos`, in their order.
 
@@ -64,6 +65,7 @@ def predict(
         num_frames, size, sampling, sampling_rate: as the model was trained.
         num_clips, num_crops: views per video, whose probabilities are averaged.
         augment: of which only mean and std are used; default: ImageNet's.
+        on_answer: called with each answer as soon as it is known.
     """
     dataset = ClipDataset(
         Annotations.of_videos(videos),
@@ -73,29 +75,35 @@ def predict(
         sampling_rate=sampling_rate,
         size=size,
         crop="center",
-        crop_scale=(1.0, 1.0),
-        crop_ratio=(1.0, 1.0),
         seed=seed,
         training=False,
         label_names=None,
         num_clips=num_clips,
         num_crops=num_crops,
     )
-    return list(
-        iter_predictions(
-            model,
-            dataset,
-            BatchAugment(augment or AugmentConfig(), None, seed, training=False),
-            class_names=class_names,
-            num_views=num_clips * num_crops,
-            top_k=top_k,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            seed=seed,
-            timed=timed,
-        )
+    answers = iter_predictions(
+        model,
+        dataset,
+        BatchAugment(augment or AugmentConfig(), None, seed, training=False),
+        class_names=class_names,
+        num_views=num_clips * num_crops,
+        top_k=top_k,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+        timed=timed,
     )
+    return list(_told(answers, on_answer))
+
+
+def _told(
+    answers: Iterable[Answer], on_answer: Callable[[Answer], None] | None
+) -> Iterator[Answer]:
+    for answer in answers:
+        if on_answer is not None:
+            on_answer(answer)
+        yield answer
 
 
 def iter_predictions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -61,6 +61,28 @@ class ViewSums:
         """Take over what another rank has added up."""
         for index, video in other._videos.items():
             self._add(index, video.total, video.label, video.views)
+
+    def state(self, num_views: int) -> dict[str, Tensor]:
+        """All of it as tensors, of videos that have `num_views` views at most; see `of_state`."""
+        videos = self._videos.values()
+        seen = [[view in video.views for view in range(num_views)] for video in videos]
+        return {
+            "indices": torch.tensor(list(self._videos), dtype=torch.long),
+            "labels": torch.tensor([video.label for video in videos], dtype=torch.long),
+            "views": torch.tensor(seen, dtype=torch.bool),
+            "totals": torch.stack([video.total for video in videos]) if seen else torch.zeros(0, 0),
+        }
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> ViewSums:
+        """The sums that `state` described."""
+        sums = cls()
+        rows = zip(
+            state["indices"].tolist(), state["totals"], state["labels"].tolist(), state["views"]
+        )
+        for index, total, label, seen in rows:
+            sums._add(index, total, label, seen.nonzero()[:, 0].tolist())
+        return sums
 
     def mean(self, num_views: int) -> VideoScores:
         """The mean over the views of each video. Raises DataError where a video lacks a view or has one too many."""

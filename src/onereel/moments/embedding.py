@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from onereel import build
-from onereel.config import RunConfig
+from onereel.config import RunConfig, to_json
 from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.inference import autocast, evaluating
@@ -21,9 +22,11 @@ from onereel.evaluation.scores import ViewSums
 from onereel.loading import load_dual_encoder
 from onereel.models.dual_encoder import DualEncoder
 from onereel.moments.index import IndexFacts, MomentIndex, fingerprint
+from onereel.moments.journal import Journal
+from onereel.progress import Told
 from onereel.seeding import clip_generators
 from onereel.training import World, pick_device
-from onereel.types import Quarantined, YuvClips
+from onereel.types import Batch, Quarantined, YuvClips
 from onereel.video.library import VideoLibrary, open_library
 from onereel.video.probe import VIDEO_SUFFIXES
 from onereel.video.sources import list_sources
@@ -65,16 +68,19 @@ def embed(
     store: str | Path = "",
     window_seconds: float = 0.0,
     device: str = "auto",
+    on_batch: Told | None = None,
 ) -> EmbedReport:
     """Embed moments by the video tower of a video-language run and write them as `out`.
 
-    A moment that cannot be read is named in OUT_quarantine.csv, and the others are embedded.
+    A moment that cannot be read is named in OUT_quarantine.csv, and the others are embedded. Interrupted and called
+    again with the same model, moments and settings, it goes on where it was.
 
     Args:
         source: a list of moments; with `window_seconds`, a video, a folder or list of videos; with `store` too, empty:
             all of the store.
         store: chunk store to read from; empty: the files themselves.
         window_seconds: cut every video into moments of this length; 0: the moments that the list names.
+        on_batch: called with (batches done, batches).
 
     Raises:
         OnereelError: the run, the list or the settings cannot be used, or no moment could be read.
@@ -97,12 +103,16 @@ def embed(
     annotations, broken = _moments(config, str(source), window_seconds)
     model, path = trained.model.to(chosen), Path(out)
     quarantine = path.with_name(f"{path.stem}_quarantine.csv")
-    sums = _embed_all(model, config, annotations, chosen, quarantine)
-    found = sums.mean(config.eval.num_clips * config.eval.num_crops)
+    journal = Journal(path, _key(model, config, annotations))
+    sums = _embed_all(model, config, annotations, chosen, quarantine, journal, on_batch)
+    num_views = config.eval.num_clips * config.eval.num_crops
+    sums.drop_incomplete(num_views)
+    found = sums.mean(num_views)
     rows = found.indices.numpy()
     facts = IndexFacts(fingerprint(model), os.path.abspath(annotations.root or "."), data.store)
     index = MomentIndex(moments_table(annotations, rows), found.probabilities.numpy(), facts)
     index.write(path)
+    journal.remove()
     num_videos = len(set(index.table["path"].to_pylist()))
     num_failed = len(annotations) - len(rows)
     return EmbedReport(path, len(index), num_videos, num_failed, quarantine, tuple(broken))
@@ -170,26 +180,44 @@ def _embed_all(
     annotations: Annotations,
     device: torch.device,
     quarantine: Path,
+    journal: Journal,
+    on_batch: Told | None,
 ) -> ViewSums:
-    """Embeddings of all moments that can be read; those that cannot are in `quarantine`."""
-    quarantine.unlink(missing_ok=True)
+    """Embeddings of all moments that can be read, from where `journal` stands; the others are in `quarantine`."""
+    sums, done, listed = journal.read()
+    if not done:
+        quarantine.unlink(missing_ok=True)
+    elif quarantine.exists():
+        os.truncate(quarantine, min(listed, quarantine.stat().st_size))
     dataset = build.build_dataset(config, annotations, None, training=False)
     loader = build.build_eval_loader(
         config, dataset, world=World(0, 1, device), quarantine=quarantine
     )
     augment = build.build_augment(config, None, training=False)
-    sums = ViewSums()
     with evaluating(model):
-        for batch in loader.batches(epoch=0):
-            if not batch.num_clips:
-                continue
-            batch = augment(batch, device)
-            assert not isinstance(batch.clips, YuvClips)  # augmentation has made pictures of them
-            generators = clip_generators(config.seed, batch.keys)
-            with autocast(device, config.train.precision):
-                features, _ = model.encode_video(batch.clips, batch.scoring_clips, generators)
-            sums.add(batch.keys, features)
+        for number, batch in enumerate(loader.batches(epoch=0, start=done), done + 1):
+            if batch.num_clips:
+                sums.add(batch.keys, _encoded(model, config, augment(batch, device)))
+            journal.keep(sums, number, dataset.num_views, quarantine)
+            if on_batch is not None:
+                on_batch(number, loader.num_batches)
     return sums
+
+
+def _encoded(model: DualEncoder, config: RunConfig, batch: Batch) -> torch.Tensor:
+    """Embeddings `(B, E)` of a normalised batch."""
+    assert not isinstance(batch.clips, YuvClips)  # augmentation has made pictures of them
+    generators = clip_generators(config.seed, batch.keys)
+    with autocast(batch.clips.device, config.train.precision):
+        return model.encode_video(batch.clips, batch.scoring_clips, generators)[0]
+
+
+def _key(model: DualEncoder, config: RunConfig, annotations: Annotations) -> str:
+    """Tells what is embedded, by what and how, from anything else."""
+    columns = [name for name in ("path", "start", "end") if name in annotations.table.column_names]
+    moments = [annotations.table[name].to_pylist() for name in columns]
+    told = (fingerprint(model), to_json(config), os.path.abspath(annotations.root or "."), moments)
+    return hashlib.blake2b(repr(told).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def moments_table(annotations: Annotations, rows: np.ndarray) -> pa.Table:
