@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -29,14 +30,12 @@ class Journal:
 
     def read(self) -> tuple[ViewSums, int, int]:
         """The sums, the batches that are done, and the bytes of the list of what could not be read by then."""
-        try:
-            with safe_open(self.path, "pt") as file:
-                facts = file.metadata()
-                if facts["key"] == self.key:
-                    state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                    return ViewSums.of_state(state), int(facts["batches"]), int(facts["quarantine"])
-        except (OSError, SafetensorError):
-            pass  # absent or damaged: from the beginning
+        # Absent or damaged: from the beginning.
+        with suppress(OSError, SafetensorError), safe_open(self.path, "pt") as file:
+            facts = file.metadata()
+            if facts["key"] == self.key:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return ViewSums.of_state(state), int(facts["batches"]), int(facts["quarantine"])
         return ViewSums(), 0, 0
 
     def keep(self, sums: ViewSums, batches: int, num_views: int, quarantine: Path) -> None:
