@@ -42,9 +42,9 @@ LARGER_FRAMES = 24
 ONE_POINT = 0.01
 EPOCHS = {
     "actions5": {"small": 20, "full": 200},
-    "demo": {"small": 8, "full": 30},
+    "demo": {"small": 8, "full": 15},
 }
-MINUTES = {"small": 4.0, "full": 30.0}
+MINUTES = {"small": 4.0, "full": 40.0}
 """Of the demo's video."""
 
 
