@@ -31,7 +31,7 @@ from onereel.config import (
 )
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.classification import ClassificationResult
-from onereel.training import list_checkpoints
+from onereel.training import CheckpointError, create_run, list_checkpoints
 
 TINY = RunConfig(
     recipe="tiny",
@@ -233,6 +233,16 @@ def test_a_checkpoint_cut_in_half_is_passed_over(
     assert "using the one before it" in caplog.text
     assert losses(run) == whole
     assert newest.with_suffix(".damaged").exists(), "kept, but out of the way of newer checkpoints"
+
+
+def test_a_run_without_a_checkpoint_is_begun_by_resume_as_is_said(
+    videos: Path, trained: Path, tmp_path: Path
+) -> None:
+    run = create_run(tmp_path / "run", api.run_config(trained))
+    with pytest.raises(CheckpointError, match=f"onereel train --resume {run}$"):
+        onereel.load(run)
+    api.resume(run)
+    assert losses(run) == losses(trained)
 
 
 def test_a_run_is_resumed_from_any_folder(

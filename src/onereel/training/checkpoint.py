@@ -96,13 +96,19 @@ def latest_valid(run: str | Path) -> tuple[Path, dict[str, Any]]:
         CheckpointError: the run has none.
     """
     paths = list_checkpoints(run)
+    if not paths:
+        raise CheckpointError(
+            f"{run} has no checkpoint yet: its training goes on, or stopped before the first was written. Wait for it, "
+            f"or start it again from the beginning: onereel train --resume {run}"
+        )
     for path in reversed(paths):
         try:
             return path, load_checkpoint(path)
         except CheckpointError as error:
             logger.warning("%s; using the one before it", error)
-    what = f"none of its {len(paths)} checkpoints can be read" if paths else "it has no checkpoint"
-    raise CheckpointError(f"{run} cannot be used: {what}. Start the run again with --overwrite.")
+    raise CheckpointError(
+        f"{run} cannot be used: none of its {len(paths)} checkpoints can be read. Start the run again with --overwrite."
+    )
 
 
 def is_done(run: str | Path) -> bool:
