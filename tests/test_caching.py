@@ -149,6 +149,17 @@ def test_epochs_past_the_views_read_them_again(videos: Path, online: Path, tmp_p
     assert all(ours != theirs for ours, theirs in zip(cached[3:], curve(online)[3:]))
 
 
+def test_views_that_no_epoch_reads_are_not_made(videos: Path, tmp_path: Path) -> None:
+    """A longer run, which reads more of them, adds what it lacks."""
+    config = with_data(CACHED, cache_views=4, cache=str(tmp_path / "features"))
+    views = []
+    for epochs in (1, 2):
+        longer = replace(config, train=replace(config.train, epochs=epochs))
+        train(longer, videos, tmp_path / f"{epochs} epochs")
+        views.append({p.name[:7] for p in (tmp_path / "features").glob("*.safetensors")})
+    assert views == [{"view000"}, {"view000", "view001"}]
+
+
 def test_workers_read_clips_and_features(videos: Path, online: Path, tmp_path: Path) -> None:
     """Two processes decode, one of the two reads features later on: the same bits."""
     config = with_data(CACHED, num_workers=2, cache_views=1)

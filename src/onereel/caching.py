@@ -128,7 +128,7 @@ def cached_lessons(
     cache = FeatureCache(
         folder,
         num_samples=len(dataset),
-        num_views=config.data.cache_views,
+        num_views=build.views_read(config),
         grid=TubeletGrid(1, 1, 1),
         embed_dim=sum(row.sizes),
         dtype=config.data.cache_dtype,

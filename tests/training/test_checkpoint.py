@@ -95,7 +95,9 @@ def test_no_checkpoint_is_a_clear_error(tmp_path, caplog):
 def test_only_damaged_checkpoints_is_a_clear_error(run):
     for path in list_checkpoints(run):
         path.write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match=r"none of its 3 checkpoints can be read.*--overwrite"):
+    with pytest.raises(
+        CheckpointError, match=r"none of its 3 checkpoints can be read.*--overwrite"
+    ):
         resume_state(run)
 
 

@@ -19,6 +19,7 @@ from onereel.build.features import (
     build_feature_cache,
     build_feature_key,
     build_lesson_key,
+    views_read,
 )
 from onereel.build.models import (
     build_autoencoder,
@@ -72,4 +73,5 @@ __all__ = [
     "split_held_out",
     "train_grids",
     "train_shapes",
+    "views_read",
 ]

@@ -146,6 +146,11 @@ def _hash_chunks(store: str, annotations: Annotations) -> str:
     return f"{rows.num_rows} chunks, {digest.hexdigest()}"
 
 
+def views_read(config: RunConfig) -> int:
+    """Views of each sample that a run with a cache reads: `data.cache_views`, or one per epoch where it has fewer."""
+    return min(config.data.cache_views, config.train.epochs)
+
+
 def build_feature_cache(
     config: RunConfig, encoder: FactorisedEncoder, num_samples: int, folder: Path
 ) -> FeatureCache:
@@ -153,7 +158,7 @@ def build_feature_cache(
     return FeatureCache(
         folder,
         num_samples=num_samples,
-        num_views=config.data.cache_views,
+        num_views=views_read(config),
         grid=TubeletGrid(encoder.grid.gt, 1, 1),
         embed_dim=encoder.num_layers * encoder.embed_dim,
         dtype=config.data.cache_dtype,
@@ -163,7 +168,7 @@ def build_feature_cache(
 def build_encoding_loader(
     config: RunConfig, dataset: ClipDataset, *, world: World, folder: Path
 ) -> ClipLoader:
-    """The clips that training without a cache would see in epochs 0 to K - 1, batch by batch, and none left out.
+    """The clips that training without a cache would see in its first epochs, batch by batch, and none left out.
 
     In the same batches, since matrix products may round otherwise in others.
     """

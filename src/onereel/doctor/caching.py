@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from onereel import build
 from onereel.config import RunConfig
 from onereel.models.factorised import FactorisedEncoder
 
@@ -27,14 +28,15 @@ def cache_bytes(
 def caching_advice(config: RunConfig, encoder: object, num_samples: int) -> str:
     """What to know of data.cache_views for a run over `num_samples` clips; empty where nothing is frozen.
 
-    Without a cache, each epoch decodes and encodes every clip; with K views that is done K times in all.
+    Without a cache, each epoch decodes and encodes every clip; with K views that is done K times in all, or once per
+    epoch where these are fewer.
     """
     if config.model.frozen != "spatial" or not isinstance(encoder, FactorisedEncoder):
         return ""
     num_frames = config.data.num_frames // encoder.tubelet_size
     width = encoder.num_layers * encoder.embed_dim
     size = cache_bytes(num_samples, num_frames, width, dtype=config.data.cache_dtype)
-    epochs, views = config.train.epochs, config.data.cache_views
+    epochs, views = config.train.epochs, build.views_read(config)
     what = f"cache: {num_samples} clips x {num_frames} frames x {width} values in {config.data.cache_dtype} are "
     if not views:
         example = min(EXAMPLE_VIEWS, epochs)
