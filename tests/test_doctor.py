@@ -27,7 +27,8 @@ from onereel.config import (
     TrainConfig,
 )
 from onereel.doctor import plan_run, run_doctor
-from onereel.doctor.arithmetic import Rates, Workload, advice, forecast, longest_chunk_seconds
+from onereel.doctor.advising import advice
+from onereel.doctor.arithmetic import Phase, Rates, Workload, forecast, longest_chunk_seconds
 from onereel.doctor.measure import DiskRate, measure_decode, measure_disk
 from onereel.doctor.planning import duration
 from onereel.doctor.steps import choices_of_budgets
@@ -116,24 +117,56 @@ def test_together_is_never_faster_than_a_part(
     assert parts[result.limit] == min(parts.values())
     assert 0 <= result.data_wait < 1
     assert result.run_seconds == pytest.approx(WORK.epochs * result.epoch_seconds)
-    said = advice(made, WORK, result, prepared=True, on_cpu=False)
+    said = advice(RunConfig(), Phase(made, WORK))
     word = {"io": "disk", "cpu": "decoding", "device": "model"}[result.limit]
     assert said.startswith(("the " + word, word))
 
 
 def test_advice_says_to_prepare_raw_files_first() -> None:
-    result = forecast(rates(num_worker_cores=2), WORK)
-    assert "onereel prepare" in advice(RATES, WORK, result, prepared=False, on_cpu=False)
-    assert "4 decoding cores" in advice(RATES, WORK, result, prepared=True, on_cpu=False)
+    slow_cpu = Phase(rates(num_worker_cores=2), WORK)
+    stored = RunConfig(data=DataConfig(store="store"))
+    assert "onereel prepare" in advice(RunConfig(), slow_cpu)
+    assert "onereel prepare" not in advice(stored, slow_cpu)
+    assert "4 decoding cores" in advice(stored, slow_cpu)
 
 
 def test_advice_names_scaling_on_the_device_where_that_can_be_had() -> None:
-    result = forecast(rates(num_worker_cores=2), WORK)
-    said = [
-        advice(RATES, WORK, result, prepared=True, on_cpu=False, can_defer=can)
-        for can in (True, False)
-    ]
+    slow_cpu = Phase(rates(num_worker_cores=2), WORK)
+    picked = RunConfig(tokens=TokensConfig(kind="random", where="loader"))
+    said = [advice(config, slow_cpu) for config in (RunConfig(), picked)]
     assert ["--data.scaling device" in one for one in said] == [True, False]
+    on_cpu = Phase(rates(num_worker_cores=2, model_cores=1), WORK)
+    assert "--data.scaling device" not in advice(RunConfig(), on_cpu)
+
+
+def test_advice_names_nothing_that_the_run_would_refuse() -> None:
+    """More repeats with a cache, or that don't divide the batch; other tokens than a backbone's, or a tube's."""
+    slow_cpu, slow_disk = (
+        Phase(rates(num_worker_cores=2), WORK),
+        Phase(rates(disk_bytes_per_second=10e6), WORK),
+    )
+    cached = RunConfig(
+        data=DataConfig(cache_views=2), model=ModelConfig(temporal_depth=2, frozen="spatial")
+    )
+    odd = RunConfig(train=TrainConfig(batch_size_per_device=3))
+    for config, repeats in ((RunConfig(), True), (cached, False), (odd, False)):
+        for slow in (slow_cpu, slow_disk):
+            assert ("--data.repeats" in advice(config, slow)) == repeats
+    slow_model = Phase(RATES, WORK)
+    backbone = replace(cached, model=replace(cached.model, backbone="a", tubelet_size=1))
+    tubes = RunConfig(objective=ObjectiveConfig(kind="masked", mask="tube"))
+    budgets = RunConfig(objective=ObjectiveConfig(budgets=(8, 4)))
+    for config, kinds in (
+        (RunConfig(), ["run-length", "random"]),
+        (backbone, []),
+        (tubes, ["run-length"]),
+        (budgets, []),
+    ):
+        said = advice(config, slow_model)
+        assert [
+            kind for kind in ("run-length", "random") if f"--tokens.kind {kind}" in said
+        ] == kinds
+    assert "--objective.budgets" in advice(budgets, slow_model)
 
 
 def test_disk_rate_counts_what_it_read(tmp_path: Path) -> None:
@@ -258,7 +291,7 @@ def config(listing: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         data=DataConfig(train=str(listing), num_frames=4, size=32, num_workers=1, repeats=2),
         tokens=TokensConfig(kind="random", keep_ratio=0.5),
         model=ModelConfig(name="vit_tiny_patch16_224"),
-        train=TrainConfig(epochs=7, batch_size_per_device=4, accum_steps=2, device="cpu"),
+        train=TrainConfig(epochs=7, batch_size_per_device=2, accum_steps=2, device="cpu"),
     )
 
 
@@ -270,14 +303,15 @@ def printed(what: object) -> str:
 
 def test_a_plan_of_raw_files(config: RunConfig) -> None:
     plan = plan_run(config)
-    assert plan.workload == Workload(6, 7, 8, 1)
+    work, result = plan.training.workload, plan.training.forecast
+    assert work == Workload(4, 7, 4, 1), "the third batch of two fills no step"
     assert plan.model.kept_ratio == 0.5
-    assert plan.model.batch_size <= 4
+    assert plan.model.batch_size <= 2
     assert plan.decode.num_failed > 0
     assert plan.bits_per_second is not None
     video = config.data.train.replace("train.csv", "a.mp4")
     assert plan.bits_per_second == pytest.approx(8 * Path(video).stat().st_size / 2, rel=0.2)
-    assert plan.forecast == forecast(plan.rates, plan.workload)
+    assert plan.run_seconds == result.run_seconds
     text = printed(plan)
     for words in ("clips/s", "together", "for 7 epochs", "advice:", "Eq. 3", "could not be read"):
         assert words in text
@@ -295,7 +329,7 @@ def test_a_plan_of_pairs_times_both_towers_and_says_what_runs_twice(
     config: RunConfig, listing: Path
 ) -> None:
     captions = listing.with_name("captions.csv")
-    captions.write_text("path,caption\na.mp4,a clap\nb.mp4,a wave of a hand\n")
+    captions.write_text("path,caption\n" + 2 * "a.mp4,a clap\nb.mp4,a wave of a hand\n")
     config = replace(
         config,
         data=replace(config.data, train=str(captions), repeats=1),
@@ -361,11 +395,28 @@ def test_a_plan_needs_videos(config: RunConfig) -> None:
         plan_run(RunConfig())
     listing = Path(config.data.train)
     only = listing.with_name("only_broken.csv")
-    only.write_text("path,label\nbroken.mp4,clap\n")
+    only.write_text("path,label\n" + 2 * "broken.mp4,clap\n")
     with pytest.raises(DataError, match="none of"):
         plan_run(replace(config, data=replace(config.data, train=str(only))))
     with pytest.raises(DataError):
         run_doctor(store=str(listing.parent / "absent"))
+
+
+def test_a_plan_is_of_what_the_run_trains_on(config: RunConfig) -> None:
+    """Whole steps, of what is not held out; and what the run would refuse is refused."""
+    held = replace(config, data=replace(config.data, hold_out_ratio=0.3))
+    with pytest.raises(ConfigError, match=r"an epoch has 2 batches .*accum_steps=3"):
+        plan_run(replace(held, train=replace(held.train, accum_steps=3)))
+    plan = plan_run(replace(held, train=replace(held.train, accum_steps=1)))
+    assert plan.training.workload == Workload(4, 7, 2, 1)
+    with pytest.raises(ConfigError, match="that repeats divides"):
+        plan_run(replace(config, train=replace(config.train, batch_size_per_device=3)))
+    with pytest.raises(ConfigError, match=r"tokens\.where is 'device'"):
+        plan_run(replace(config, train=replace(config.train, max_tokens_per_device=64)))
+    unlabelled = Path(config.data.train).with_name("unlabelled.csv")
+    unlabelled.write_text("path\na.mp4\nb.mp4\n")
+    with pytest.raises(DataError, match="has no labels"):
+        plan_run(replace(config, data=replace(config.data, train=str(unlabelled))))
 
 
 @pytest.mark.parametrize(

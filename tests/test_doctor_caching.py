@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +11,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
+from safetensors.torch import load_file
 
+import onereel
 from onereel import build
 from onereel.cli import main
 from onereel.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from onereel.doctor import plan_run
+from onereel.doctor.arithmetic import Workload
 from onereel.doctor.caching import cache_bytes, caching_advice
 from onereel.models.registry import SIZES
 
@@ -75,18 +81,52 @@ def test_nothing_is_said_where_nothing_is_frozen() -> None:
     assert not caching_advice(config, build.build_encoder(config), 10)
 
 
+@pytest.fixture
+def config(
+    make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunConfig:
+    """Of a list with one video."""
+    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path / "cache"))
+    make_video(tmp_path / "a.mp4", num_frames=20, height=48, width=64)
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,wave\n")
+    return replace(
+        FROZEN,
+        data=replace(FROZEN.data, train=str(tmp_path / "list.csv"), num_workers=0),
+        train=replace(FROZEN.train, batch_size_per_device=1),
+    )
+
+
+def test_a_plan_with_a_cache_is_of_both_parts_of_the_run(config: RunConfig, tmp_path: Path) -> None:
+    """Three views are decoded and encoded, and ten epochs trained on features, as they are written."""
+    cached = replace(config, data=replace(config.data, cache_views=3))
+    plan = plan_run(cached)
+    assert plan.making is not None
+    assert plan.making.workload == Workload(1, 3, 1, 1)
+    assert plan.training.workload == Workload(1, 10, 1, 1)
+    making, training = plan.making.forecast, plan.training.forecast
+    assert plan.run_seconds == making.run_seconds + training.run_seconds
+    onereel.train(replace(cached, train=replace(cached.train, epochs=1)), out=tmp_path / "run")
+    (shard,) = (tmp_path / "run" / "features").glob("*.safetensors")
+    assert plan.training.rates.bytes_per_clip == load_file(shard)["values"].nbytes
+    assert training.cpu == math.inf, "nothing is decoded any more"
+    whole = plan_run(config)
+    assert whole.making is None
+    assert plan.model.flops_per_clip < whole.model.flops_per_clip
+    console = Console(width=300, file=io.StringIO())
+    console.print(plan)
+    said = console.file.getvalue()
+    assert "to make the features of 3 views of 1 clips, then" in said
+    assert "AVION" not in said, "steps read no chunks"
+
+
 def test_plan_and_doctor_say_it(
-    make_video: Callable[..., Path],
+    config: RunConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("ONEREEL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "300")
-    make_video(tmp_path / "a.mp4", num_frames=20, height=48, width=64)
-    (tmp_path / "list.csv").write_text("path,label\na.mp4,wave\n")
-    data = replace(FROZEN.data, train=str(tmp_path / "list.csv"), num_workers=0)
-    assert "it pays for K < 10" in plan_run(replace(FROZEN, data=data)).caching
+    assert "it pays for K < 10" in plan_run(config).caching
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "from onereel.config import *\n"

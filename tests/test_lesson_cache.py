@@ -26,6 +26,8 @@ from onereel.config import (
     TokensConfig,
     TrainConfig,
 )
+from onereel.doctor import plan_run
+from onereel.doctor.arithmetic import Workload
 from onereel.errors import ConfigError
 from onereel.models.teachers import FeatureRow, OwnTeacher, TeacherFeatures
 from onereel.types import SampleKey, TubeletGrid
@@ -101,6 +103,23 @@ def test_cached_is_online_bit_for_bit(choose: Any, config: RunConfig, tmp_path: 
     data = replace(config.data, cache_views=0, cache_dtype="float16")
     onereel.train(replace(config, data=data), out=tmp_path / "online")
     assert losses(tmp_path / "cached") == losses(tmp_path / "online")
+
+
+def test_a_plan_asks_the_teacher_once_per_view(config: RunConfig, tmp_path: Path) -> None:
+    """And reads clips in every epoch, with what it said beside them."""
+    plan = plan_run(replace(config, train=replace(config.train, epochs=5)))
+    assert plan.making is not None
+    assert plan.making.workload == Workload(6, 2, 2, 1)
+    assert plan.training.workload == Workload(6, 5, 2, 1)
+    onereel.train(config, out=tmp_path / "run")
+    shards = (tmp_path / "run" / "features").glob("view000-*.safetensors")
+    stored = sum(load_file(shard)["values"].nbytes for shard in shards) / 6
+    clip = plan.decode.bytes_per_clip or 0
+    assert plan.training.rates.bytes_per_clip == pytest.approx(clip + stored)
+    assert plan.training.forecast.cpu == plan.making.forecast.cpu
+    data = replace(config.data, cache_views=0, cache_dtype="float16")
+    online = plan_run(replace(config, data=data))
+    assert plan.model.flops_per_clip < online.model.flops_per_clip
 
 
 def test_later_epochs_see_the_same_views_and_ask_nobody(

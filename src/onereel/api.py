@@ -21,7 +21,9 @@ from onereel.config.model import FAMILIES, family_of
 from onereel.data.annotation_check import AnnotationReport
 from onereel.data.annotation_check import check_annotations as _check_annotations
 from onereel.data.annotations import Annotations
-from onereel.errors import ConfigError, DataError
+from onereel.data.dataset import ClipDataset
+from onereel.data.loader import ClipLoader
+from onereel.errors import ConfigError
 from onereel.evaluation.classification import ClassificationResult
 from onereel.evaluation.pairs import PairResult
 from onereel.files import write_atomically
@@ -37,7 +39,7 @@ from onereel.models import Trainee
 from onereel.models.blocks import compile_blocks
 from onereel.models.text import TOKENIZER
 from onereel.models.video_model import VideoModel
-from onereel.objectives import DistillationObjective
+from onereel.objectives import AnyObjective, DistillationObjective
 from onereel.pictures import try_report
 from onereel.progress import Told
 from onereel.recipes import load_recipe
@@ -201,7 +203,8 @@ def _train_in(
 ) -> TrainResult:
     config = replace(given, train=on_devices(given.train, world.world_size))
     listed = build.build_annotations(config, config.data.train)
-    class_names = _class_names(config, listed)
+    class_names = build.class_names(config, listed)
+    _warn_of_rare(class_names, listed)
     annotations, _ = build.split_held_out(config, listed)
     dataset = build.build_dataset(config, annotations, class_names or None, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
@@ -228,17 +231,11 @@ def _train_in(
         text = tokenizer.to_json()
         run_on_main(lambda: write_atomically(run / TOKENIZER, text))
     state = resume_state(run) if resume else None
-    if isinstance(objective, DistillationObjective) and config.data.cache_views:
-        objective.lessons = cached_lessons(
-            config, objective, dataset, world=world, run=run, resumed=resume
-        )
-    elif config.data.cache_views:
-        if state is not None:
-            objective.load_state_dict(state["model"])
-        loader = cached_loader(
-            config, objective.model, dataset, world=world, run=run, resumed=resume
-        )
-        augment = build.build_feature_augment(config, len(class_names) or None)
+    if config.data.cache_views:
+        features = _read_cache(config, objective, dataset, world, run, resume, state)
+        if features is not None:
+            loader = features
+            augment = build.build_feature_augment(config, len(class_names) or None)
     result = fit(
         objective,
         loader,
@@ -255,6 +252,26 @@ def _train_in(
     shown = validation.dataset if validation else dataset
     run_on_main(lambda: try_report(run, config, objective, shown))
     return TrainResult(run, result.step, result.metrics)
+
+
+def _read_cache(
+    config: RunConfig,
+    objective: AnyObjective,
+    dataset: ClipDataset,
+    world: World,
+    run: Path,
+    resume: bool,
+    state: Mapping[str, Any] | None,
+) -> ClipLoader | None:
+    """Give a distillation its lessons; of another run the answer is the loader of its features."""
+    if isinstance(objective, DistillationObjective):
+        objective.lessons = cached_lessons(
+            config, objective, dataset, world=world, run=run, resumed=resume
+        )
+        return None
+    if state is not None:
+        objective.load_state_dict(state["model"])  # the features are of its weights
+    return cached_loader(config, objective.model, dataset, world=world, run=run, resumed=resume)
 
 
 def _create(run: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
@@ -309,22 +326,12 @@ def _warn_of_left_out(*lists: Annotations) -> None:
             logger.warning("%s: entries left out: %s", one.source, ", ".join(counts))
 
 
-def _class_names(config: RunConfig, annotations: Annotations) -> tuple[str, ...]:
-    """The classes of a classification, in order; none where no label is learned."""
-    if config.objective.kind != "classification":
-        return ()
-    names = build.class_names(config, annotations)
-    if not names:
-        raise DataError(f"{annotations.source} has no labels; classification needs a label column")
-    _warn_of_rare_classes(annotations.label_counts(), config.data.train)
-    return names
-
-
-def _warn_of_rare_classes(counts: Mapping[str, int], source: str) -> None:
-    rare = [name for name, count in counts.items() if count == 1]
-    if rare and is_main():
+def _warn_of_rare(class_names: Sequence[str], annotations: Annotations) -> None:
+    rare = [name for name, count in annotations.label_counts().items() if count == 1]
+    if class_names and rare and is_main():
         more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-        logger.warning("%s: one clip only of %s%s", source, ", ".join(map(repr, rare[:5])), more)
+        shown = ", ".join(map(repr, rare[:5]))
+        logger.warning("%s: one clip only of %s%s", annotations.source, shown, more)
 
 
 def run_config(run: str | Path) -> RunConfig:

@@ -14,7 +14,7 @@ from onereel.data.holding_out import hold_out
 from onereel.data.loader import ClipLoader
 from onereel.data.shapes import FlexibleShapes
 from onereel.data.sources.epic import are_actions
-from onereel.errors import ConfigError
+from onereel.errors import ConfigError, DataError
 from onereel.models.registry import patch_size_of
 from onereel.training import World
 from onereel.video.library import VideoLibrary, open_library
@@ -66,12 +66,19 @@ def split_held_out(
 
 
 def class_names(config: RunConfig, annotations: Annotations) -> tuple[str, ...]:
-    """The classes of a run, in the order of their numbers: the labels of its training list.
+    """The classes of a run, in the order of their numbers: the labels of its training list; none where no label is
+    learned.
 
     Actions (a verb and a noun) that only the validation list has are classes too, as published for
     EPIC-KITCHENS-100: their verbs and nouns are trained, and their share counts when actions are summed up.
+
+    Raises DataError where a classification has no labels.
     """
+    if config.objective.kind != "classification":
+        return ()
     names = annotations.label_names()
+    if not names:
+        raise DataError(f"{annotations.source} has no labels; classification needs a label column")
     if not config.data.val or not are_actions(names):
         return names
     return tuple(sorted({*names, *build_annotations(config, config.data.val).label_names()}))

@@ -117,40 +117,13 @@ def forecast(rates: Rates, work: Workload) -> Forecast:
     )
 
 
-def advice(
-    rates: Rates,
-    work: Workload,
-    result: Forecast,
-    *,
-    prepared: bool,
-    on_cpu: bool,
-    can_defer: bool = False,
-) -> str:
-    """What to change first, for the part that limits; `can_defer`: the device could scale what the workers do."""
-    if result.limit == "io":
-        return (
-            "the disk limits: move the videos to a faster disk or into memory (/dev/shm), prepare with fewer "
-            "bytes (--profile small, a lower --short-side), or raise --data.repeats"
-        )
-    if result.limit == "cpu":
-        wanted = math.ceil(result.device / rates.decode_clips_per_second)
-        first = (
-            "prepare again with --profile fast or intra, or a lower --short-side"
-            if prepared
-            else "prepare the videos first (`onereel prepare`)"
-        )
-        if can_defer:
-            first += "; --data.scaling device lets the device scale clips"
-        return (
-            f"decoding limits: {first}; --data.repeats 2 halves the decodes; "
-            f"the model would need {wanted} decoding cores, {rates.num_worker_cores} are set (--data.num-workers)"
-        )
-    spare = min(result.io, result.cpu) / result.device
-    faster = (
-        "a GPU" if on_cpu else "--train.precision bf16, --train.compile, more devices (torchrun)"
-    )
-    return (
-        f"the model limits, data could come {spare:.1f}x as fast: keep fewer tokens "
-        f"(--tokens.kind run-length with a higher --tokens.threshold, or random with a lower "
-        f"--tokens.keep-ratio), or use {faster}"
-    )
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run that goes on at rates of its own."""
+
+    rates: Rates
+    workload: Workload
+
+    @property
+    def forecast(self) -> Forecast:
+        return forecast(self.rates, self.workload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,28 +15,29 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Group
 from rich.table import Table
-from torch import nn
 
 from onereel import build
 from onereel.config import RunConfig
-from onereel.doctor.arithmetic import (
-    Forecast,
-    Rates,
-    Workload,
-    advice,
-    forecast,
-    longest_chunk_seconds,
-)
-from onereel.doctor.caching import caching_advice
+from onereel.doctor.advising import advice
+from onereel.doctor.arithmetic import Phase, Rates, Workload, longest_chunk_seconds
+from onereel.doctor.caching import cached_batch, caching_advice, measure_making, stored_bytes
 from onereel.doctor.measure import DecodeRate, DiskRate, measure_decode, measure_disk
-from onereel.doctor.steps import MODEL_CLIPS, describe_pairs, example_clips, measure_objective
+from onereel.doctor.steps import (
+    MODEL_CLIPS,
+    Examples,
+    describe_pairs,
+    example_clips,
+    measure_objective,
+    video_of,
+)
 from onereel.doctor.system import cuda_devices, describe_disk
 from onereel.errors import ConfigError, DecodeError
 from onereel.evaluation.efficiency import TrainingSpeed
 from onereel.loading import tokenizer_for
-from onereel.models.dual_encoder import DualEncoder
+from onereel.objectives import AnyObjective
 from onereel.teaching import load_teacher
-from onereel.training import on_devices, pick_device
+from onereel.training import World, on_devices, pick_device, plan_steps
+from onereel.types import Batch
 from onereel.video.schedule import num_cores
 
 if TYPE_CHECKING:
@@ -48,9 +50,10 @@ class Plan:
     """What was measured for a run and what follows; `rich` prints it.
 
     Attributes:
+        model: the speed of training steps.
+        training: with a cache, on what is in it.
+        making: of the features of a cache, before training; None where there is none.
         bits_per_second: mean rate of the videos, None where their length is unknown.
-        longest_chunk_seconds: AVION Eq. 3, None where the disk or the bit rate is unknown.
-        io_share: of a device step that reading its clips takes, B * bytes per clip / (S_r * Delta).
         caching: whether a cache of features pays, where something is frozen.
         pairs: what is timed of a run that learns pairs, and what is not.
     """
@@ -60,23 +63,75 @@ class Plan:
     disk: DiskRate
     decode: DecodeRate
     model: TrainingSpeed
-    rates: Rates
-    workload: Workload
-    forecast: Forecast
+    training: Phase
+    making: Phase | None
     bits_per_second: float | None
-    longest_chunk_seconds: float | None
-    io_share: float | None
-    advice: str
     caching: str = ""
     pairs: str = ""
+
+    @property
+    def from_features(self) -> bool:
+        """Whether training reads features in place of clips."""
+        return self.making is not None and self.config.objective.kind != "distillation"
+
+    @property
+    def run_seconds(self) -> float:
+        """Of all phases."""
+        made = self.making.forecast.run_seconds if self.making else 0.0
+        return made + self.training.forecast.run_seconds
+
+    @property
+    def advice(self) -> str:
+        """What to change first, in the phase that takes longest."""
+        making, training = self.making, self.training
+        if making and 2 * making.forecast.run_seconds > self.run_seconds:
+            return f"making features takes longest, and there {advice(self.config, making)}"
+        return advice(self.config, training, from_features=self.from_features)
+
+    @property
+    def longest_chunk_seconds(self) -> float | None:
+        """AVION Eq. 3; None where the disk or the bit rate is unknown, or steps read no chunks."""
+        disk = self.disk.bytes_per_second
+        if not (self.bits_per_second and disk) or self.from_features:
+            return None
+        work, result = self.training.workload, self.training.forecast
+        return longest_chunk_seconds(
+            work.global_batch_size, self.bits_per_second, result.step_seconds, disk
+        )
 
     def __rich__(self) -> Group:
         return Group(self._table(), "", *self._sentences())
 
     def _table(self) -> Table:
-        rates, result = self.rates, self.forecast
         table = Table("", "clips/s", "measured", box=None, pad_edge=False)
         table.columns[1].justify = "right"
+        if self.making:
+            made, work = self.making.forecast, self.making.workload
+            self._add_clips(table, self.making)
+            table.add_row("features", f"{made.device:.1f}", f"{self._devices(work)}, made once")
+            table.add_row("made", f"{made.clips_per_second:.1f}", f"limit: {made.limit}")
+        result, work = self.training.forecast, self.training.workload
+        if self.from_features:
+            size = self.training.rates.bytes_per_clip
+            table.add_row("disk", f"{result.io:.1f}", f"{size / 1e3:.1f} kB of features per clip")
+        else:
+            self._add_clips(table, self.training)
+        table.add_row(
+            "device",
+            f"{result.device:.1f}",
+            f"{self._devices(work)}, forward + backward of {self.model.batch_size} clips in "
+            f"{self.model.latency_seconds:.3g} s, {self.model.kept_ratio:.1%} of the tokens kept, "
+            f"{self.model.flops_per_clip / 1e9:.3g} GFLOPs per clip",
+        )
+        table.add_row("together", f"{result.clips_per_second:.1f}", f"limit: {result.limit}")
+        return table
+
+    def _devices(self, work: Workload) -> str:
+        return f"{work.num_devices} x {self.device}"
+
+    def _add_clips(self, table: Table, phase: Phase) -> None:
+        """How fast clips are read and decoded."""
+        rates, result = phase.rates, phase.forecast
         workers = (
             f"x {rates.num_worker_cores} worker cores"
             if rates.num_worker_cores
@@ -90,23 +145,9 @@ class Plan:
         table.add_row(
             "CPU", f"{result.cpu:.1f}", f"{rates.decode_clips_per_second:.1f} per core {workers}"
         )
-        table.add_row(
-            "device",
-            f"{result.device:.1f}",
-            f"{self.workload.num_devices} x {self.device}, forward + backward of {self.model.batch_size} clips in "
-            f"{self.model.latency_seconds:.3g} s, {self.model.kept_ratio:.1%} of the tokens kept, "
-            f"{self.model.flops_per_clip / 1e9:.3g} GFLOPs per clip",
-        )
-        table.add_row("together", f"{result.clips_per_second:.1f}", f"limit: {result.limit}")
-        return table
 
     def _sentences(self) -> Iterator[str]:
-        result, work = self.forecast, self.workload
-        yield (
-            f"time: {duration(result.epoch_seconds)} per epoch of {work.clips_per_epoch} clips, "
-            f"{duration(result.run_seconds)} for {work.epochs} epochs, without evaluation; "
-            f"the device waits {result.data_wait:.0%} of it for data"
-        )
+        yield self._time()
         yield f"advice: {self.advice}"
         yield from filter(None, (self.pairs, self.caching))
         if self.decode.num_failed:
@@ -122,11 +163,32 @@ class Plan:
                 f"note: measured on clips of {typical.num_frames} frames of {typical.size} px, the middle of the "
                 "shapes that training draws"
             )
-        if self.io_share is not None:
-            holds = "holds" if self.io_share <= 1 else "fails"
+        yield from self._reading()
+
+    def _time(self) -> str:
+        result, work = self.training.forecast, self.training.workload
+        first = ""
+        if self.making:
+            made, views = self.making.forecast, self.making.workload
+            first = (
+                f"{duration(made.run_seconds)} to make the features of {views.epochs} views of "
+                f"{views.clips_per_epoch} clips, then "
+            )
+        return (
+            f"time: {first}{duration(result.epoch_seconds)} per epoch of {work.clips_per_epoch} clips, "
+            f"{duration(self.run_seconds)} for {'both, with ' if first else ''}{work.epochs} epochs, without "
+            f"evaluation; the device waits {result.data_wait:.0%} of "
+            f"{'training' if first else 'it'} for data"
+        )
+
+    def _reading(self) -> Iterator[str]:
+        """What reading clips takes of a step, and what a reader of whole chunks would need."""
+        result, work = self.training.forecast, self.training.workload
+        if self.disk.bytes_per_second and not self.from_features:
+            share = result.device / result.io
             yield (
                 "IO: onereel reads by packet index, so chunk length does not matter; B * bytes per clip <= "
-                f"S_r * Delta {holds}: reading takes {self.io_share:.1%} of a step"
+                f"S_r * Delta {'holds' if share <= 1 else 'fails'}: reading takes {share:.1%} of a step"
             )
         if self.longest_chunk_seconds is not None and self.bits_per_second is not None:
             yield (
@@ -144,26 +206,68 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
         num_devices: devices of the run; 0: all CUDA devices where train.device is auto or cuda, else 1.
 
     Raises:
-        ConfigError: no training list, or not one that `num_devices` take a global batch of.
-        DataError: none of the clips tried can be read, or there are no captions to learn.
+        OnereelError: the run would not begin, as far as its settings and its training list say; or none of the clips
+            tried can be read.
     """
     if not config.data.train:
         raise ConfigError("a plan needs the training list: --data.train LIST")
     device = pick_device(config.train.device)
     num_devices = num_devices or _num_devices(config)
     config = replace(config, train=on_devices(config.train, num_devices))
-    annotations = build.build_annotations(config, config.data.train)
+    listed = build.build_annotations(config, config.data.train)
+    annotations, _ = build.split_held_out(config, listed)
     dataset = build.build_dataset(with_typical_clips(config), annotations, None, training=True)
+    # Of this process alone, it starts nothing; it is asked how many batches an epoch has.
+    loader = build.build_train_loader(
+        config, dataset, world=World(0, num_devices, device), run=Path()
+    )
+    steps = plan_steps(config, loader.num_batches, num_devices)
     tokenizer = tokenizer_for(config, annotations)
+    model = build.build_trainee(config, len(build.class_names(config, listed)), tokenizer)
+    objective = build.build_objective(config, model, load_teacher(config)).to(device)
     disk = measure_disk(video_folder(config, annotations))
     decode = measure_decode(dataset, repeats=config.data.repeats)
-    model = build.build_trainee(config, max(2, len(annotations.label_names())), tokenizer)
-    objective = build.build_objective(config, model, load_teacher(config)).to(device)
     with _threads(build.num_threads(config, num_devices)):
-        speed = measure_objective(config, objective, example_clips(config, dataset, device))
+        speed, made, stored = _measure(config, objective, example_clips(config, dataset, device))
         model_cores = torch.get_num_threads() if device.type == "cpu" else 0
+    rates = _rates(config, num_devices, decode, disk, speed, model_cores)
+    work = Workload(
+        clips_per_epoch=steps.steps_per_epoch * steps.global_batch_size,
+        epochs=steps.epochs,
+        global_batch_size=steps.global_batch_size,
+        num_devices=num_devices,
+    )
+    making = None
+    if made is not None:
+        views = replace(work, clips_per_epoch=len(dataset), epochs=build.views_read(config))
+        making = Phase(replace(rates, model_clips_per_second=made), views)
+        rates = _of_cache(config, rates, stored)
+    return Plan(
+        config=config,
+        device=str(device),
+        disk=disk,
+        decode=decode,
+        model=speed,
+        training=Phase(rates, work),
+        making=making,
+        bits_per_second=bits_per_second(config, dataset),
+        caching=caching_advice(
+            config, getattr(video_of(objective.model), "encoder", None), len(dataset)
+        ),
+        pairs=describe_pairs(config, objective, num_devices),
+    )
+
+
+def _rates(
+    config: RunConfig,
+    num_devices: int,
+    decode: DecodeRate,
+    disk: DiskRate,
+    speed: TrainingSpeed,
+    model_cores: int,
+) -> Rates:
     cores = num_cores()
-    rates = Rates(
+    return Rates(
         decode_clips_per_second=decode.clips_per_second,
         num_worker_cores=min(cores, num_devices * build.num_workers(config, num_devices)),
         bytes_per_clip=decode.bytes_per_clip or 0.0,
@@ -172,19 +276,30 @@ def plan_run(config: RunConfig, num_devices: int = 0) -> Plan:
         model_cores=model_cores,
         num_cores=cores,
     )
-    train = config.train
-    work = Workload(
-        clips_per_epoch=len(dataset) * config.data.repeats,
-        epochs=train.epochs,
-        global_batch_size=train.batch_size_per_device * train.accum_steps * num_devices,
-        num_devices=num_devices,
+
+
+def _measure(
+    config: RunConfig, objective: AnyObjective, examples: Examples
+) -> tuple[TrainingSpeed, float | None, float]:
+    """Training steps; and of a run with a cache the clips per second that are made for it, and their bytes."""
+    if not config.data.cache_views:
+        return measure_objective(config, objective, examples.batch), None, 0.0
+
+    def cached(size: int) -> Batch:
+        return cached_batch(config, objective, examples.batch(size))
+
+    made, stored = (
+        measure_making(config, objective, examples),
+        stored_bytes(config, objective, examples),
     )
-    plan = _conclude(config, str(device), disk, decode, speed, rates, work, dataset)
-    return replace(
-        plan,
-        caching=_caching(config, objective, len(dataset)),
-        pairs=describe_pairs(config, objective, num_devices),
-    )
+    return measure_objective(config, objective, cached), made, stored
+
+
+def _of_cache(config: RunConfig, rates: Rates, stored: float) -> Rates:
+    """Those of training with a cache: features are copied, not decoded; beside a teacher's, clips are read as ever."""
+    if config.objective.kind == "distillation":
+        return replace(rates, bytes_per_clip=rates.bytes_per_clip + stored)
+    return replace(rates, decode_clips_per_second=math.inf, bytes_per_clip=stored)
 
 
 def with_typical_clips(config: RunConfig) -> RunConfig:
@@ -203,53 +318,6 @@ def with_typical_clips(config: RunConfig) -> RunConfig:
         token_window=(0, 0),
     )
     return replace(config, data=data)
-
-
-def _caching(config: RunConfig, objective: nn.Module, num_samples: int) -> str:
-    model = objective.model
-    video = model.video if isinstance(model, DualEncoder) else model
-    return caching_advice(config, getattr(video, "encoder", None), num_samples)
-
-
-def _conclude(
-    config: RunConfig,
-    device: str,
-    disk: DiskRate,
-    decode: DecodeRate,
-    model: TrainingSpeed,
-    rates: Rates,
-    work: Workload,
-    dataset: ClipDataset,
-) -> Plan:
-    result = forecast(rates, work)
-    bits = bits_per_second(config, dataset)
-    longest = None
-    if bits and disk.bytes_per_second:
-        longest = longest_chunk_seconds(
-            work.global_batch_size, bits, result.step_seconds, disk.bytes_per_second
-        )
-    return Plan(
-        config=config,
-        device=device,
-        disk=disk,
-        decode=decode,
-        model=model,
-        rates=rates,
-        workload=work,
-        forecast=result,
-        bits_per_second=bits,
-        longest_chunk_seconds=longest,
-        io_share=result.device / result.io if disk.bytes_per_second else None,
-        advice=advice(
-            rates,
-            work,
-            result,
-            prepared=bool(config.data.store),
-            on_cpu=rates.model_cores > 0,
-            can_defer=(rates.model_cores, config.data.scaling, config.tokens.where)
-            == (0, "loader", "device"),
-        ),
-    )
 
 
 def bits_per_second(config: RunConfig, dataset: ClipDataset) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -76,27 +77,50 @@ def example_clips(config: RunConfig, dataset: ClipDataset, device: torch.device)
     return Examples(shown, dataset)
 
 
-def measure_objective(config: RunConfig, objective: nn.Module, examples: Examples) -> TrainingSpeed:
+def measure_objective(
+    config: RunConfig, objective: nn.Module, batches: Callable[[int], Batch]
+) -> TrainingSpeed:
     """Time training steps on batches as large as those of `config`, or smaller where that is too much.
 
     Where steps draw from objective.budgets, the mean over all choices.
 
+    Args:
+        batches: the batch of so many clips.
+
     Raises ConfigError where not even one clip fits into memory.
     """
-    wanted, precision = config.train.batch_size_per_device, config.train.precision
-    twice = sees_twice(objective, config.train)
+    precision, twice = config.train.precision, sees_twice(objective, config.train)
 
     def time(batch: Batch, repeats: int = 3) -> TrainingSpeed:
         return measure_training(objective, batch, precision=precision, twice=twice, repeats=repeats)
 
     def measure(size: int) -> TrainingSpeed:
-        return _mean_speed([time(one) for one in choices_of_budgets(config, examples.batch(size))])
+        return _mean_speed([time(one) for one in choices_of_budgets(config, batches(size))])
 
+    def seconds(size: int) -> float:
+        return time(batches(size), repeats=1).latency_seconds
+
+    return at_fitting_size(config.train.batch_size_per_device, seconds, measure)
+
+
+def video_of(model: nn.Module) -> nn.Module:
+    """The model of videos in a run's model."""
+    return model.video if isinstance(model, DualEncoder) else model
+
+
+T = TypeVar("T")
+
+
+def at_fitting_size(wanted: int, seconds: Callable[[int], float], measure: Callable[[int], T]) -> T:
+    """`measure` at `wanted` clips, or at fewer where a step of so many would take too long or too much memory.
+
+    Raises ConfigError where not even one clip fits into memory.
+    """
     size, fits = 1, 0
     try:
         while size > fits:  # grow towards the batch for as long as a step stays short
-            seconds = time(examples.batch(size), repeats=1).latency_seconds
-            size, fits = max(size, min(wanted, int(size * STEP_SECONDS / seconds))), size
+            fitting = int(size * STEP_SECONDS / seconds(size))
+            size, fits = max(size, min(wanted, fitting)), size
         return measure(size)
     except torch.OutOfMemoryError:
         if fits:
