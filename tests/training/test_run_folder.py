@@ -70,8 +70,8 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
     create_run(tmp_path, RunConfig())
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step_00000001.pt").touch()
-    (tmp_path / "metrics.jsonl").touch()
-    (tmp_path / "thesis.tex").touch()
+    for name in ("metrics.jsonl", "model.pt2", "model.onnx", "model.onnx.data", "thesis.tex"):
+        (tmp_path / name).touch()
     create_run(tmp_path, RunConfig(seed=1), overwrite=True)
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["config.json", "thesis.tex", "versions.json"]

@@ -2,7 +2,8 @@
 
 `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `quarantine.csv`, `report.html`, `eval/`; of a
 video-language run `tokenizer.json`; of one in two stages `first/`, a run folder too; of one that `onereel tune-budget`
-has measured, `budgets.json`; of one that caches features there `features/`, which `onereel.caching` looks after.
+has measured, `budgets.json`; of one that `onereel export` wrote, `model.pt2` or `model.onnx` (with `model.onnx.data`
+where it is large); of one that caches features there `features/`, which `onereel.caching` looks after.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from onereel.files import write_atomically
 CONTENTS = (
     *("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html"),
     *("tokenizer.json", "budgets.json"),
+    *("model.pt2", "model.onnx", "model.onnx.data"),
 )
 LOCK = ".lock"
 FIRST = "first"
