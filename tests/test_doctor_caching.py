@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import onereel
 from onereel import build
 from onereel.cli import main
-from onereel.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from onereel.config import DataConfig, ModelConfig, RunConfig, TrainConfig, to_json
 from onereel.doctor import plan_run
 from onereel.doctor.arithmetic import Workload
 from onereel.doctor.caching import cache_bytes, caching_advice
@@ -125,7 +125,7 @@ def test_plan_and_doctor_say_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "400")
     assert "it pays for K < 10" in plan_run(config).caching
     recipe = tmp_path / "mine.py"
     recipe.write_text(
@@ -138,3 +138,25 @@ def test_plan_and_doctor_say_it(
     assert "it pays for K < 10" in capsys.readouterr().out
     assert main(["doctor", "--recipe", str(recipe)]) == 2
     assert "give --videos or --store too" in capsys.readouterr().err
+
+
+def test_names_are_printed_as_they_are(
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    folder = tmp_path / "takes [red] :star:"
+    folder.mkdir()
+    for name in ("a.mp4", "list.csv"):
+        (tmp_path / name).rename(folder / name)
+    recipe = tmp_path / "mine.py"
+    text = to_json(config)
+    recipe.write_text(
+        f"from onereel.config import from_json\ndef recipe():\n    return from_json({text!r})\n"
+    )
+    assert main(["plan", str(recipe), "--data.train", str(folder / "list.csv")]) == 0
+    assert str(folder) in capsys.readouterr().out
+    assert main(["doctor", "--folder", str(folder)]) == 0
+    assert str(folder) in capsys.readouterr().out

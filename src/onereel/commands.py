@@ -315,6 +315,11 @@ def report_command(argv: Sequence[str]) -> int:
 # ---------------------------------------------------------------------------------------------------- this machine
 
 
+def _print_as_it_is(report: Any) -> None:
+    """Names may hold brackets and colons, which are neither styles nor pictures."""
+    Console(markup=False, emoji=False).print(report)
+
+
 def doctor(folder: str = ".", store: str = "", videos: str = "", recipe: str = "") -> None:
     """Say what this machine can do: decoders, devices, arithmetic peak, disk; with videos, what reading them costs.
 
@@ -331,7 +336,7 @@ def doctor(folder: str = ".", store: str = "", videos: str = "", recipe: str = "
     if recipe and not (store or videos):
         raise ConfigError("--recipe says which clips are read: give --videos or --store too")
     config = load_recipe(recipe) if recipe else None
-    Console().print(run_doctor(store=store, list=videos, config=config, folder=folder))
+    _print_as_it_is(run_doctor(store=store, list=videos, config=config, folder=folder))
 
 
 def doctor_command(argv: Sequence[str]) -> int:
@@ -357,5 +362,5 @@ def plan_command(argv: Sequence[str]) -> int:
     for stage in stages(options.config):
         if options.config.after:
             print(f"\n{stage.recipe}:")
-        Console().print(plan_run(stage))
+        _print_as_it_is(plan_run(stage))
     return 0

@@ -94,7 +94,7 @@ def search(
         table.add_row(
             str(place), f"{one.score:.3f}", span, moment.path, moment.caption or "", style=None
         )
-    Console(markup=False).print(table)
+    Console(markup=False, emoji=False).print(table)
     if html:
         print(moments.write_page(html, text, found, index))
     return 0
