@@ -378,6 +378,22 @@ def test_other_weights_seeds_and_lists_are_refused(
         train(config, videos, tmp_path / "run2", "some.csv")
 
 
+def test_other_features_are_refused_before_the_run_there_is_replaced(
+    videos: Path, online: Path, features: Path, tmp_path: Path
+) -> None:
+    """With a first stage, as far as its weights are not needed to tell."""
+    run = shutil.copytree(online, tmp_path / "run")
+    config = with_data(CACHED, cache_views=1, cache=str(features))
+    data = str(videos / "two.csv")
+    with pytest.raises(ConfigError, match="seed was 4 and is 5"):
+        onereel.train(replace(config, seed=5), data=data, out=run, overwrite=True)
+    longer = replace(with_data(config, num_frames=8), after=first_stage_recipe(tmp_path))
+    with pytest.raises(ConfigError, match=r"another run: data\.num_frames was 4 and is 8\. "):
+        onereel.train(longer, data=data, out=run, overwrite=True)
+    assert curve(run) == curve(online)
+    assert weights(run).keys() == weights(online).keys()
+
+
 def test_a_new_run_removes_the_features_of_the_one_it_replaces(
     videos: Path, online: Path, tmp_path: Path
 ) -> None:
@@ -416,18 +432,23 @@ def test_a_run_without_a_cache_removes_the_features_of_the_one_it_replaces(
     assert list((tmp_path / "own").glob("*.safetensors"))
 
 
-def test_the_second_of_two_stages_may_be_cached(videos: Path, tmp_path: Path) -> None:
-    """Its frozen half is what the first stage made of it."""
-    recipe = tmp_path / "first.py"
+def first_stage_recipe(folder: Path) -> str:
+    """A file with the run that trains what is frozen afterwards."""
     values = to_dict(replace(ONLINE, model=replace(ONLINE.model, frozen="none", adapter="none")))
     values["train"]["epochs"] = 1
-    recipe.write_text(
+    path = folder / "first.py"
+    path.write_text(
         "from onereel.config import RunConfig, from_dict\n"
         f"def recipe():\n    return from_dict(RunConfig, {values})\n"
     )
-    plain = replace(ONLINE, after=str(recipe))
-    run = train(plain, videos, tmp_path / "online")
-    cached = train(replace(CACHED, after=str(recipe)), videos, tmp_path / "cached")
+    return str(path)
+
+
+def test_the_second_of_two_stages_may_be_cached(videos: Path, tmp_path: Path) -> None:
+    """Its frozen half is what the first stage made of it."""
+    recipe = first_stage_recipe(tmp_path)
+    run = train(replace(ONLINE, after=recipe), videos, tmp_path / "online")
+    cached = train(replace(CACHED, after=recipe), videos, tmp_path / "cached")
     assert_equal_runs(cached, run)
 
 

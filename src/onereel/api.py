@@ -15,7 +15,7 @@ import torch
 
 from onereel import build
 from onereel.answering import predict as predict
-from onereel.caching import cached_lessons, cached_loader, discard_features
+from onereel.caching import cached_lessons, cached_loader, check_cache, discard_features
 from onereel.config import RunConfig, from_dict
 from onereel.config.model import FAMILIES, family_of
 from onereel.data.annotation_check import AnnotationReport
@@ -218,6 +218,8 @@ def _train_in(
     objective = build.build_objective(config, model, load_teacher(config))
     plan = plan_steps(config, loader.num_batches, world.world_size)
     schedule = create_schedule(config.optim, plan)
+    if not resume:
+        run_on_main(lambda: check_cache(config, objective, dataset, world.device))
     run_on_main(lambda: held.enter_context(run_lock(run)))
     run_on_main(lambda: _create(run, config, overwrite, resume))
     if first is not None:

@@ -17,14 +17,14 @@ from torch import nn
 from onereel import build
 from onereel.config import RunConfig
 from onereel.data.dataset import ClipDataset
-from onereel.data.features import KEY, FeatureCache, claim, remove_features
+from onereel.data.features import KEY, FeatureCache, claim, is_cache_of, remove_features
 from onereel.data.loader import ClipLoader
 from onereel.errors import ConfigError
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.teachers import FeatureRow, TeacherFeatures
 from onereel.models.video_model import VideoModel
-from onereel.objectives import DistillationObjective
+from onereel.objectives import AnyObjective, DistillationObjective
 from onereel.seeding import clip_generators
 from onereel.tokens.packing import cumulative_lengths, to_device
 from onereel.training import World, compute_dtype, is_main, run_lock, run_on_main
@@ -51,6 +51,31 @@ def discard_features(config: RunConfig, run: Path) -> None:
         folder.rmdir()  # only where nothing else lies there
 
 
+def check_cache(
+    config: RunConfig, objective: AnyObjective, dataset: ClipDataset, device: torch.device
+) -> None:
+    """Raise ConfigError, before anything is written or removed, where `data.cache` holds features of something else.
+
+    What a first stage makes of the frozen half isn't known yet.
+    """
+    if not (config.data.cache_views and config.data.cache):
+        return
+    if isinstance(objective, DistillationObjective):
+        key = build.build_lesson_key(config, objective, dataset.annotations, device)
+    else:
+        encoder = _frozen_encoder(objective.model)[1]
+        key = build.build_feature_key(config, encoder, dataset.annotations, device)
+    is_cache_of(Path(config.data.cache), key, (build.SPATIAL_WEIGHTS,) if config.after else ())
+
+
+def _frozen_encoder(model: nn.Module) -> tuple[VideoModel, FactorisedEncoder]:
+    """The model of videos in a run's model, and its encoder."""
+    video = model.video if isinstance(model, DualEncoder) else model
+    assert isinstance(video, VideoModel)  # the configuration says both
+    assert isinstance(video.encoder, FactorisedEncoder)
+    return video, video.encoder
+
+
 def cached_loader(
     config: RunConfig,
     model: nn.Module,
@@ -75,10 +100,7 @@ def cached_loader(
             small.
         DataError: too many clips could not be read, or features don't fit data.cache_dtype.
     """
-    video = model.video if isinstance(model, DualEncoder) else model
-    assert isinstance(video, VideoModel)  # the configuration says both
-    encoder = video.encoder
-    assert isinstance(encoder, FactorisedEncoder)
+    video, encoder = _frozen_encoder(model)
     folder = Path(config.data.cache or run / FOLDER)
     key = build.build_feature_key(config, encoder, dataset.annotations, world.device)
     discard = not config.data.cache and not resumed

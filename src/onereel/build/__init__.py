@@ -13,6 +13,7 @@ from onereel.build.data import (
     split_held_out,
 )
 from onereel.build.features import (
+    SPATIAL_WEIGHTS,
     build_encoding_augment,
     build_encoding_loader,
     build_feature_augment,
@@ -42,6 +43,7 @@ from onereel.build.selection import (
 )
 
 __all__ = [
+    "SPATIAL_WEIGHTS",
     "build_annotations",
     "build_augment",
     "build_autoencoder",

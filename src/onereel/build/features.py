@@ -52,6 +52,7 @@ WITHOUT_EFFECT = {
     ),
 }
 """Weights have a hash of their own, wherever they came from; the length of a list has one with the list."""
+SPATIAL_WEIGHTS = "weights of the spatial half"
 SPAN = ("path", "start", "end")
 
 
@@ -64,7 +65,7 @@ def build_feature_key(
         kept = TokensConfig(frame_selection=config.tokens.frame_selection)
         sections["tokens"] = to_dict(kept)
     return {
-        "weights of the spatial half": hash_weights(encoder.spatial),
+        SPATIAL_WEIGHTS: hash_weights(encoder.spatial),
         "layers of it": encoder.num_layers,
         **_clip_key(config, annotations, device),
         **_settings(sections, "data", "augment", "tokens", "model"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,24 +41,33 @@ Key = Mapping[str, Any]
 """What features depend on: names of settings, or of what was hashed, to JSON values."""
 
 
-def claim(folder: Path, key: Key, *, discard: bool = False) -> None:
-    """Make `folder` the cache of `key`, or see that it is. One process calls it.
+def is_cache_of(folder: Path, key: Key, unknown: Collection[str] = ()) -> bool:
+    """Whether `folder` holds features of `key`, as far as its names are not yet `unknown`; False: it holds nothing.
 
-    Raises ConfigError where it holds something else, or other features, with each difference; with `discard` these are
-    removed, and what else lies there stays.
+    Raises ConfigError where it holds something else, or other features, with each difference.
     """
     path = folder / KEY
     if path.exists():
-        try:
-            _check_same(folder, _read_key(path), {"format": FORMAT, **key})
-        except ConfigError:
-            if not discard:
-                raise
-            remove_features(folder)
-        else:
-            return
-    elif folder.is_dir() and any(folder.glob("[!.]*")):
+        _check_same(folder, _read_key(path), {"format": FORMAT, **key}, unknown)
+        return True
+    if folder.is_dir() and any(folder.glob("[!.]*")):
         raise ConfigError(f"{folder} is not empty and holds no features; give another data.cache")
+    return False
+
+
+def claim(folder: Path, key: Key, *, discard: bool = False) -> None:
+    """Make `folder` the cache of `key`, or see that it is. One process calls it.
+
+    Raises ConfigError as `is_cache_of`; with `discard` other features are removed, and what else lies there stays.
+    """
+    path = folder / KEY
+    try:
+        if is_cache_of(folder, key):
+            return
+    except ConfigError:
+        if not (discard and path.exists()):
+            raise
+        remove_features(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"format": FORMAT, **key}, indent=2) + "\n")
@@ -83,7 +92,7 @@ def _read_key(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {error}; delete {path.parent}") from error
 
 
-def _check_same(folder: Path, then: Key, now: Key) -> None:
+def _check_same(folder: Path, then: Key, now: Key, unknown: Collection[str]) -> None:
     now = json.loads(json.dumps(now))  # tuples are lists on disk
     if re.fullmatch(r"[0-9a-f]{64}", str(then.get("store"))):
         raise ConfigError(
@@ -92,7 +101,7 @@ def _check_same(folder: Path, then: Key, now: Key) -> None:
         )
     changes = [
         f"{name} was {then.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted({*then, *now})
+        for name in sorted({*then, *now} - {*unknown})
         if then.get(name) != now.get(name)
     ]
     if changes:
