@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +244,22 @@ def test_a_run_without_a_checkpoint_is_begun_by_resume_as_is_said(
         onereel.load(run)
     api.resume(run)
     assert losses(run) == losses(trained)
+
+
+def test_a_finished_run_says_so_and_goes_on_where_it_is_given_epochs(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    api.resume(run)
+    assert f"{run} is finished: all its 2 epochs are trained" in caplog.text
+    assert losses(run) == losses(trained)
+    caplog.clear()
+    config = api.run_config(run)
+    longer = replace(config, train=replace(config.train, epochs=3))
+    (run / "config.json").write_text(to_json(longer))
+    assert api.resume(run).step == 9
+    assert "is finished" not in caplog.text
+    assert losses(run)[:6] == losses(trained)
 
 
 def test_a_run_is_resumed_from_any_folder(

@@ -78,6 +78,12 @@ PATHS = ("train", "val", "store", "root", "cache")
 WEIGHTS = ("pretrained", "backbone", "temporal_init")
 """Of a run's model: paths, or names on the Hub."""
 
+FINISHED = (
+    "{run} is finished: all its {epochs} epochs are trained, and what is left is its last test and its report. To "
+    "train longer, raise train.epochs in {run}/config.json and resume it again (its learning rate then follows the "
+    "longer schedule), or start a new run with --model.pretrained {run}; to test it otherwise, `onereel eval {run}`"
+)
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -233,6 +239,8 @@ def _train_in(
         text = tokenizer.to_json()
         run_on_main(lambda: write_atomically(run / TOKENIZER, text))
     state = resume_state(run) if resume else None
+    if state is not None and state["step"] == plan.total_steps and is_main():
+        logger.warning(FINISHED.format(run=run, epochs=plan.epochs))
     if config.data.cache_views:
         features = _read_cache(config, objective, dataset, world, run, resume, state)
         if features is not None:
