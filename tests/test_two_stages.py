@@ -31,6 +31,7 @@ from onereel.errors import ConfigError
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.video_model import VideoModel
 from onereel.objectives.classification import ClassificationObjective
+from onereel.recipes import load_recipe
 from onereel.recipes.stages import first_stage, stages
 from onereel.tokens.packing import pack_all
 from onereel.training import (
@@ -369,15 +370,26 @@ def test_the_first_stage_shares_clips_and_model(videos: Path, recipe: str) -> No
         seed=7,
         data=replace(config.data, train="list.csv", size=48, hold_out_ratio=0.2),
         augment=replace(config.augment, mean=(0.1, 0.2, 0.3), color_jitter=0.1),
-        model=replace(config.model, name="vit_micro_patch16_48", pool="mean"),
+        model=replace(config.model, name="vit_micro_patch16_48", pool="mean", checkpointing=True),
+        train=replace(config.train, batch_size_per_device=1, accum_steps=4, epochs=9),
+        eval=replace(config.eval, batch_size_per_device=2, num_clips=3),
     )
     first = first_stage(config)
+    assert (first.train.batch_size_per_device, first.train.accum_steps) == (1, 4)
+    assert (first.model.checkpointing, first.eval.batch_size_per_device) == (True, 2)
+    assert (first.train.epochs, first.eval.num_clips) == (1, 1)
     assert (first.data.train, first.data.size, first.data.num_frames) == ("list.csv", 48, 4)
     assert first.data.hold_out_ratio == 0.2  # else it would learn what is held out
     assert (first.augment.mean, first.augment.color_jitter) == ((0.1, 0.2, 0.3), 0.0)
     assert (first.model.name, first.model.pool, first.seed) == ("vit_micro_patch16_48", "mean", 7)
     assert (first.model.frozen, first.model.adapter) == ("none", "none")
     assert stages(config) == [first, config]
+
+
+@pytest.mark.parametrize("name", ["actions_sfa", "sfa_ssv2_vitb_32f"])
+def test_the_first_stages_of_our_recipes_are_what_their_own_recipes_say(name: str) -> None:
+    config = load_recipe(name)
+    assert first_stage(config) == load_recipe(config.after)
 
 
 def test_weights_to_start_from_are_those_of_the_first_stage(
@@ -412,11 +424,6 @@ def test_two_processes_train_both_stages_as_one(videos: Path, recipe: str, tmp_p
     runs = []
     for launcher, batch_size, accum_steps in ((["-m"], "1", "2"), (torchrun, "1", "1")):
         run = tmp_path / str(len(runs))
-        # The first stage's global batch is its own: two clips, on one process or two.
-        text = to_json(
-            replace(FIRST, train=replace(FIRST.train, batch_size_per_device=1, global_batch_size=2))
-        )
-        Path(recipe).write_text(RECIPE.format(text=text))
         command = [
             *(sys.executable, *launcher, "onereel.cli", "train", "actions_sfa", *OPTIONS),
             *(f"--data.train={videos / 'train.csv'}", "--after", recipe, "--out", str(run)),

@@ -29,8 +29,8 @@ class RunConfig:
     recipe: str = ""
     """The recipe this configuration came from."""
     after: str = ""
-    """A recipe that is trained first, into RUN/first, on the same clips; this run starts from its weights. With
-    model.pretrained that one starts from these."""
+    """A recipe that is trained first, into RUN/first, on the same clips, in batches of the same size; this run starts
+    from its weights. Frames, tokens, rates and epochs are its own. With model.pretrained that one starts from these."""
     seed: int = 0
     """What all randomness of the run derives from."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -15,13 +15,17 @@ SHARED = {
     "augment": ("mean", "std"),
     "model": (
         *("name", "tubelet_size", "pool", "positions", "style"),
-        *("qk_norm", "patch_norm", "local_positions"),
+        *("qk_norm", "patch_norm", "local_positions", "checkpointing"),
     ),
-    "train": ("precision", "device", "num_threads"),
+    "train": (
+        *("precision", "device", "num_threads", "compile"),
+        *("batch_size_per_device", "accum_steps", "global_batch_size"),
+    ),
+    "eval": ("batch_size_per_device",),
 }
 """What the first run takes from the second: where its clips come from (none that the second keeps out of training), the
-scale of their pixels, and what both models must have alike. Frames per clip, tokens, optimiser and epochs are each
-run's own."""
+scale of their pixels, what both models must have alike, and what the machine can hold: batches, checkpointing. Frames
+per clip, tokens, optimiser and epochs are each run's own."""
 
 START = ("pretrained", "inflation", "image_class_token")
 """And where it starts, if the second says so."""
