@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,25 @@ from onereel.config import (
     AugmentConfig,
     DataConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimConfig,
     RunConfig,
+    TextConfig,
+    TokensConfig,
     TrainConfig,
 )
 from onereel.errors import ConfigError, DecodeError
+from onereel.inspection.clip import draw, inspect_clip
 from onereel.inspection.options import ClipOptions
 from onereel.inspection.pages import inspect
 from onereel.inspection.reading import clip_reading
+from onereel.loading import load_trained
+from onereel.models.choosing import chosen_tokens
+from onereel.models.dual_encoder import DualEncoder
+from onereel.report.inspect_index import video_entry
+from onereel.report.inspect_page import render_page
 from onereel.types import VideoInfo
+from onereel.video.library import open_library
 
 TINY = RunConfig(
     recipe="tiny",
@@ -53,6 +64,55 @@ def test_a_run_gives_its_clips_its_embedding_and_its_model(
     assert not any(model.chosen for model in reading.models[1:])
     page = inspect(moving_video, run=run, out=tmp_path / "page.html").page.read_text()
     assert "the run&#39;s embedding" in page or "the run\\u0027s embedding" in page
+
+
+@pytest.mark.parametrize(
+    ("objective", "tokens"),
+    [
+        (ObjectiveConfig(), TokensConfig(kind="run-length", threshold=0.3, noise_cell=2)),
+        (ObjectiveConfig(), TokensConfig(kind="run-length", follow_camera=True)),
+        (ObjectiveConfig(), TokensConfig(kind="redundancy", keep_ratio=0.4, min_per_tubelet=1)),
+        (ObjectiveConfig(kind="masked", mask="random"), TokensConfig(kind="random")),
+        (ObjectiveConfig(kind="contrastive"), TokensConfig(kind="group-dynamic", keep_ratio=0.7)),
+    ],
+    ids=["noise", "camera", "floor", "masked", "pairs"],
+)
+def test_a_page_begins_with_what_any_run_keeps(
+    objective: ObjectiveConfig, tokens: TokensConfig, moving_video: Path, tmp_path: Path
+) -> None:
+    if objective.kind == "contrastive":
+        pytest.importorskip("transformers", reason="needs onereel[text]")
+    (tmp_path / "train.csv").write_text(
+        f"path,label,caption\n{moving_video},a,one\n{moving_video},b,two\n"
+    )
+    model = replace(TINY.model, name="vit_micro_patch8_32", pool="mean")
+    text = TextConfig(size="micro", embed_dim=16, context_length=12, vocab_size=300)
+    config = replace(TINY, objective=objective, tokens=tokens, model=model, text=text)
+    run = onereel.train(config, data=str(tmp_path / "train.csv"), out=tmp_path / "run").run
+    reading = clip_reading(ClipOptions(), run)
+    inspected = inspect_clip(open_library(), str(moving_video), reading)
+    assert inspected.own is not None
+    # The run's own code, on the clip as the run tests itself.
+    trained = load_trained(run).model
+    video = trained.video if isinstance(trained, DualEncoder) else trained
+    library = open_library()
+    clip = library.read(reading.spec(str(moving_video), library.info(str(moving_video))))
+    clips = (clip[None].float() / 255 - 0.5) / 0.25
+    kept = chosen_tokens(video.encoder, video.selector, None, clips, None, draw(), draws=False)[
+        0
+    ].coordinates
+    t, h, w = kept[kept[:, 0] >= 0].T
+    mask = torch.zeros(*inspected.grid, dtype=torch.bool)
+    mask[t, h, w] = True
+    assert torch.equal(inspected.own.keep_mask, mask.flatten())
+    assert 0 < mask.sum() < mask.numel()
+    shown = inspected.selectors[0]
+    assert (shown.key, inspected.threshold) == ("own", tokens.threshold)
+    assert f"tokens.kind {tokens.kind}" in shown.rule
+    page = render_page(inspected)
+    assert 'value="own" checked' in page
+    assert page.count(" checked") == 1
+    assert video_entry(inspected, "").kept_ratio == mask.float().mean()
 
 
 def test_options_go_before_the_run(run: Path) -> None:

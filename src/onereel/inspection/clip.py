@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onereel.config import AugmentConfig, TokensConfig
+from onereel.config import AugmentConfig
 from onereel.inspection.reading import ClipReading
-from onereel.report.inspect_page import InspectedClip
+from onereel.report.inspect_page import InspectedClip, OwnChoice
 from onereel.report.text import printable
 from onereel.seeding import clip_generators
 from onereel.tokens.budgets import count_tokens
@@ -22,7 +22,7 @@ from onereel.tokens.redundancy import redundancy
 from onereel.tokens.scored import random_tokens
 from onereel.tokens.scores import pixel_difference, random_scores
 from onereel.tokens.tubelets import patchify
-from onereel.types import ClipSpec, SampleKey, VideoInfo
+from onereel.types import ClipSpec, SampleKey, TubeletGrid, VideoInfo
 
 if TYPE_CHECKING:
     from onereel.video.library import VideoLibrary
@@ -42,8 +42,9 @@ def inspect_clip(library: VideoLibrary, video: str, reading: ClipReading) -> Ins
     seconds = _seconds(info, spec.frame_indices)
     apart = (seconds[-1] - seconds[0]) / max(1, len(seconds) - 1)
     normalised = _normalise(clip[None], reading.augment)
-    rankings, scores = _rankings(normalised, reading)
     grid = reading.grid
+    embeddings = reading.embed(patchify(normalised, reading.tubelet_size, reading.patch_size))
+    rankings, scores = _rankings(normalised, embeddings, grid)
     return InspectedClip(
         name=printable(video),
         frames=_shown_frames(library, spec, clip, grid.gw),
@@ -58,7 +59,8 @@ def inspect_clip(library: VideoLibrary, video: str, reading: ClipReading) -> Ins
         scores=scores,
         embedders=tuple(scores),
         embedding=reading.embedding,
-        threshold=TokensConfig.threshold,
+        threshold=reading.threshold,
+        own=_own_choice(normalised, embeddings, reading),
         published={"redundancy": count_tokens(REDUNDANCY_RATIO, grid.num_tokens)},
         grey_levels=255 * float(np.mean(reading.augment.std)),
         models=reading.models,
@@ -83,10 +85,19 @@ def head_differences(clips: Tensor, tubelet_size: int, patch_size: int) -> Tenso
     return torch.cat(rows, dim=1)
 
 
-def _rankings(clips: Tensor, reading: ClipReading) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _own_choice(clips: Tensor, embeddings: Tensor, reading: ClipReading) -> OwnChoice | None:
+    """What the run's own selector keeps of the clip. Raises ConfigError where its budget doesn't fit it."""
+    if reading.own is None:
+        return None
+    selector = reading.own.selector
+    mask = selector.select(clips, embeddings, reading.grid, draw()).keep_mask[0]
+    return OwnChoice(mask, reading.own.settings, selector.needs_embeddings)
+
+
+def _rankings(
+    clips: Tensor, embeddings: Tensor, grid: TubeletGrid
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Rankings and scores of the budgeted selectors; any budget keeps the first of a ranking."""
-    grid = reading.grid
-    embeddings = reading.embed(patchify(clips, reading.tubelet_size, reading.patch_size))
     scored = {"redundancy": redundancy(), "group-dynamic": group_dynamic()}
     rankings = {key: s.rank(clips, embeddings, grid, None)[0] for key, s in scored.items()}
     scores = {key: s.scores(clips, embeddings, grid, None)[0] for key, s in scored.items()}

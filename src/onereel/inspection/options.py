@@ -54,7 +54,8 @@ class InspectOptions:
     store: str = ""
     """Chunk store to read from."""
     run: str = ""
-    """Run whose clips and patch embedding to use; without it, embeddings are raw pixels."""
+    """Run whose token selection the page begins with, and whose clips and patch embedding to use; without it,
+    embeddings are raw pixels."""
     out: str = "inspect.html"
     """The page, NAME.html; those of a folder's videos go to the folder NAME_pages beside it."""
     clip: Annotated[ClipOptions, tyro.conf.arg(name="")] = field(default_factory=ClipOptions)

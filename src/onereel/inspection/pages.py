@@ -56,7 +56,8 @@ def inspect(
     Args:
         source: a video, a folder, or a list of videos; with `store`, a video or folder of it (empty: all).
         store: chunk store to read from.
-        run: whose patch embedding, clips and normalisation to use; empty: raw pixels, 16 frames, 4 apart, 224 px.
+        run: whose token selection to begin with, and whose patch embedding, clips and normalisation to use; empty:
+            run-length at 0.1, raw pixels, 16 frames, 4 apart, 224 px.
         out: the page, NAME.html. Pages of several videos go to the folder NAME_pages beside it.
         clip: which clip of each video.
 
@@ -101,7 +102,9 @@ def _write_all(
             broken.append(result)
         else:
             entries.append(result)
-    write_atomically(page, render_index(printable(source), entries, broken, reading.describe()))
+    chooser = "The run" if reading.own else "Run-length"
+    index = render_index(printable(source), entries, broken, reading.describe(), chooser)
+    write_atomically(page, index)
     return InspectReport(page, len(entries), tuple(broken))
 
 

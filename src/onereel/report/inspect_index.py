@@ -26,7 +26,7 @@ class VideoEntry:
 
     Attributes:
         page: relative address of its page.
-        kept_ratio: share that run-length keeps of its clip.
+        kept_ratio: share that is kept of its clip to begin with.
         thumbnail: a frame as a data URI, dropped patches greyed.
     """
 
@@ -37,13 +37,18 @@ class VideoEntry:
 
 
 def video_entry(clip: InspectedClip, page: str) -> VideoEntry:
-    """The line of the index for a clip whose page is at `page`: what run-length keeps of it at its threshold."""
+    """The line of the index for a clip whose page is at `page`: what is kept of it there to begin with, by the run, or
+    by run-length at its threshold."""
     _, gh, gw = clip.grid
-    kept = clip.adjacent > clip.threshold
-    num_kept = gh * gw + int(kept.sum())
+    if clip.own is not None:
+        whole = clip.own.keep_mask.view(*clip.grid)
+    else:
+        whole = clip.adjacent.new_ones(*clip.grid).bool()
+        whole[1:] = clip.adjacent > clip.threshold
+    kept, num_kept = whole[1:], int(whole.sum())
     # Of the tubelets that can drop anything, the one that keeps most: there is something to be seen in it.
     k = int(kept.flatten(1).sum(dim=1).argmax()) if len(kept) else -1
-    mask = kept[k] if k >= 0 else kept.new_ones(gh, gw)
+    mask = whole[k + 1]
     frame = clip.frames[(k + 1) * clip.tubelet_size][None]
     pixels = frame.shape[-1] // gw
     picture = render_selection(frame, mask, TubeletGrid(1, gh, gw), 1, pixels)
@@ -57,13 +62,18 @@ def video_entry(clip: InspectedClip, page: str) -> VideoEntry:
 
 
 def render_index(
-    source: str, entries: Sequence[VideoEntry], broken: Sequence[Quarantined], note: str
+    source: str,
+    entries: Sequence[VideoEntry],
+    broken: Sequence[Quarantined],
+    note: str,
+    chooser: str = "Run-length",
 ) -> str:
     """The index as text.
 
     Args:
         source: what was asked for.
         note: a sentence that says which clip of each video was scored, and how.
+        chooser: what keeps tokens there to begin with.
     """
     return (
         environment()
@@ -73,6 +83,7 @@ def render_index(
             entries=entries,
             broken=broken,
             note=note,
+            chooser=chooser,
             mean=fmean(entry.kept_ratio for entry in entries) if entries else None,
         )
     )

@@ -3,7 +3,7 @@
 
 const element = (id) => document.getElementById(id);
 const numFrames = data.frames.length;
-const THRESHOLDS = { min: 0, max: 0.5, step: 0.005 };
+const THRESHOLDS = { min: 0, max: Math.max(0.5, data.threshold), step: 0.005 };
 
 // --------------------------------------------------------------------------------------------------------- state
 
@@ -244,7 +244,7 @@ function pick(place) {
 
 function choose(selector) {
   // The next budget is what is kept now, so that selectors compare at equal cost; "all" sets none.
-  if (state.selector.unit !== "none") state.budget = numKept;
+  if (state.selector.key !== "all") state.budget = numKept;
   state.selector = selector;
   select();
 }

@@ -77,6 +77,25 @@ SELECTORS = (
 )
 
 
+PUBLISHED_THRESHOLD = 0.1
+"""RLT, section 3."""
+
+
+@dataclass(frozen=True)
+class OwnChoice:
+    """What the selector of a run keeps.
+
+    Attributes:
+        keep_mask: bool `(N,)`.
+        settings: in words.
+        needs_embeddings: whether it embeds all patches before it chooses.
+    """
+
+    keep_mask: Tensor
+    settings: str
+    needs_embeddings: bool
+
+
 @dataclass(frozen=True)
 class ModelCost:
     """What the formula of `VisionTransformer.macs` needs to know of a model.
@@ -109,6 +128,7 @@ class InspectedClip:
         embedders: selectors that embed all patches before they choose.
         embedding: what they compare, in a few words.
         threshold: of run-length, to begin with.
+        own: what the run keeps, with which the page begins; None: there is no run.
         published: budgets in tokens that papers name, by selector.
         grey_levels: how many of 255 a threshold of 1 is, on average over the colours.
         models: whose cost can be asked for.
@@ -133,6 +153,15 @@ class InspectedClip:
     grey_levels: float
     models: Sequence[ModelCost]
     notes: Sequence[str]
+    own: OwnChoice | None = None
+
+    @property
+    def selectors(self) -> tuple[SelectorText, ...]:
+        """Those of the page, that to begin with first."""
+        if self.own is None:
+            return SELECTORS
+        rule = f"What the run keeps, with all its settings: {self.own.settings}."
+        return (SelectorText("own", "The run's own", "none", rule), *SELECTORS)
 
     @property
     def patch_values(self) -> int:
@@ -155,7 +184,7 @@ def render_page(clip: InspectedClip, index: str = "") -> str:
             patch=f"{clip.patch_size} × {clip.patch_size} pixels{frames} each",
             num_frames=len(clip.frames),
             num_tokens=clip.grid.num_tokens,
-            selectors=SELECTORS,
+            selectors=clip.selectors,
             models=clip.models,
             notes=clip.notes,
             data=_data(clip),
@@ -173,7 +202,7 @@ def _data(clip: InspectedClip) -> dict[str, Any]:
         "greyLevels": clip.grey_levels,
         "secondsPerFrame": clip.seconds_per_frame,
         "seconds": list(clip.seconds),
-        "selectors": [_selector(clip, text) for text in SELECTORS],
+        "selectors": [_selector(clip, text) for text in clip.selectors],
         "models": [
             {
                 "name": model.name,
@@ -184,6 +213,7 @@ def _data(clip: InspectedClip) -> dict[str, Any]:
             }
             for model in clip.models
         ],
+        "own": base64_array(clip.own.keep_mask.byte()) if clip.own else None,
         "adjacent": base64_array(clip.adjacent.float()),
         "anchored": base64_array(clip.anchored.float()),
         "rankings": {key: base64_array(order.int()) for key, order in clip.rankings.items()},
@@ -198,13 +228,17 @@ def _selector(clip: InspectedClip, text: SelectorText) -> dict[str, Any]:
         tokens = clip.published[text.key]
         published = {"value": tokens, "label": f"Published: {tokens:,} tokens"}
     elif text.unit == "threshold" and text.source:
-        published = {"value": clip.threshold, "label": f"Published: {clip.threshold:g}"}
+        published = {"value": PUBLISHED_THRESHOLD, "label": f"Published: {PUBLISHED_THRESHOLD:g}"}
     embeds = text.key in clip.embedders
+    if clip.own is not None and text.key == "own":
+        embeds = clip.own.needs_embeddings
     return {
         "key": text.key,
         "unit": text.unit,
         "rule": text.rule,
-        "source": f"{text.source}; here: {clip.embedding}" if embeds else text.source,
+        "source": f"{text.source}; here: {clip.embedding}"
+        if embeds and text.source
+        else text.source,
         "published": published,
         "needsEmbeddings": embeds,
     }

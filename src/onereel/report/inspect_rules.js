@@ -64,8 +64,11 @@ function keepPlaces(budget) {
   return mask;
 }
 
+const own = data.own && decode(data.own, Uint8Array); // what the run's selector kept, if there is a run
+
 /** The mask of a selector; `setting` is a threshold or a budget in tokens. */
 function keep(key, setting) {
+  if (key === "own") return own.slice();
   if (key === "adjacent") return keepAdjacent(setting);
   if (key === "anchored") return keepAnchored(setting);
   if (key === "tube") return keepPlaces(setting);
