@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from onereel.errors import ConfigError
 from onereel.models.adapter import (
     ADAPTERS,
-    AttentionPool,
+    AttentionAdapter,
     Bottleneck,
     TemporalConv,
     create_adapter,
@@ -115,8 +115,8 @@ def test_the_convolution_is_one_over_true_times() -> None:
 
 
 def test_attention_pooling_is_cross_attention_within_each_frame() -> None:
-    adapter, given = perturbed(AttentionPool(DIM)), frames()
-    assert isinstance(adapter, AttentionPool)
+    adapter, given = perturbed(AttentionAdapter(DIM)), frames()
+    assert isinstance(adapter, AttentionAdapter)
     tokens = given.tokens
     assert tokens is not None
     out = adapter(given)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from onereel.errors import unknown_name
 from onereel.models.blocks import NORM_EPS, reset_linears
-from onereel.tokens.packing import per_token
-from onereel.types import FrameFeatures, Packed
+from onereel.tokens.packing import per_token, segment_softmax, segment_sum
+from onereel.types import FrameFeatures
 
 REDUCTION = 4  # width of the bottleneck: D / 4, as AIM (arXiv 2302.03024)
 FUSED_LAYERS = 4  # EVL (arXiv 2208.03550) reads the last four
@@ -84,7 +84,7 @@ class TemporalConv(nn.Module):
         return self.bottleneck.macs(num_frames, num_tokens) + num_frames * self.weight.numel()
 
 
-class AttentionPool(nn.Module):
+class AttentionAdapter(nn.Module):
     """The frame's vector asks all tokens of the frame once more: `h + out(attention(h, tokens))`, `out` zero at first.
 
     Queries, keys and values are D / 4 wide.
@@ -114,18 +114,11 @@ class AttentionPool(nn.Module):
             part(tokens.values).unflatten(1, (self.num_heads, -1))
             for part in (self.key, self.value)
         )
-        weights = self._weights(q, k, tokens)
-        summed = _sum_per_segment(weights[..., None] * v.float(), tokens).to(h.dtype)
-        return h + self.out(summed.flatten(1))
-
-    def _weights(self, q: Tensor, k: Tensor, tokens: Packed) -> Tensor:
-        """float32 `(N, heads)`: the softmax over each frame's tokens."""
         asked = per_token(q.float().movedim(0, -1), tokens).movedim(-1, 0)
         scores = (asked * k.float()).sum(dim=-1) * q.shape[-1] ** -0.5
-        lengths = tokens.cu_seqlens.diff().long()
-        highest = torch.segment_reduce(scores.detach(), "max", lengths=lengths, unsafe=True)
-        exps = (scores - per_token(highest.T, tokens).T).exp()
-        return exps / per_token(_sum_per_segment(exps, tokens).T, tokens).T
+        weights = segment_softmax(scores, tokens)
+        summed = segment_sum(weights[..., None] * v.float(), tokens).to(h.dtype)
+        return h + self.out(summed.flatten(1))
 
     def macs(self, num_frames: int, num_tokens: int) -> int:
         """As of `Bottleneck`."""
@@ -133,17 +126,12 @@ class AttentionPool(nn.Module):
         return 2 * width * (num_frames * embed_dim + num_tokens * (embed_dim + 1))
 
 
-def _sum_per_segment(values: Tensor, packed: Packed) -> Tensor:
-    lengths = packed.cu_seqlens.diff().long()
-    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
-
-
-Adapter = Bottleneck | TemporalConv | AttentionPool
+Adapter = Bottleneck | TemporalConv | AttentionAdapter
 
 ADAPTERS: dict[str, Callable[[int], Adapter]] = {
     "bottleneck": Bottleneck,
     "temporal-conv": TemporalConv,
-    "attention-pool": AttentionPool,
+    "attention-pool": AttentionAdapter,
     "fusion": lambda embed_dim: Bottleneck(embed_dim, num_layers=FUSED_LAYERS),
 }
 """The names of `model.adapter`, but for "none". The papers' adapter is not described: these are ours."""

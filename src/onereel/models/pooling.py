@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onereel.errors import ConfigError
-from onereel.tokens.packing import per_token, segment_mean
+from onereel.tokens.packing import per_token, segment_mean, segment_softmax, segment_sum
 from onereel.types import Packed
 
 Pool = Literal["mean", "cls", "attention"]
@@ -56,15 +56,12 @@ class AttentionPool(nn.Module):
         """`(B, E)` of features `(M, D)`, class tokens included."""
         if features.is_uniform:
             return self.of_equal_lengths(features.values.unflatten(0, (features.batch_size, -1)))
-        lengths = features.cu_seqlens.diff().long()
         q, k, v = self._by_heads(pool_tokens(features, "mean"), features.values)
         # Per clip, the softmax over its own tokens and the mixture of their values, without a loop.
         clip = per_token(torch.arange(features.batch_size, device=features.device), features)
         scores = (q.float()[clip] * k.float()).sum(-1) * q.shape[-1] ** -0.5  # (M, h)
-        highest = _reduce(scores.detach(), "max", lengths)
-        weights = (scores - highest[clip]).exp()
-        weights = weights / _reduce(weights, "sum", lengths)[clip]
-        mixed = _reduce((weights[..., None] * v.float()).flatten(1), "sum", lengths)
+        weights = segment_softmax(scores, features)
+        mixed = segment_sum((weights[..., None] * v.float()).flatten(1), features)
         return self.proj(mixed.to(v.dtype))
 
     def of_equal_lengths(self, x: Tensor) -> Tensor:
@@ -85,8 +82,3 @@ class AttentionPool(nn.Module):
         """Multiply-adds for clips of `lengths` tokens, class tokens included."""
         d = self.proj.in_features
         return sum(2 * n * d**2 + 2 * n * d + d * (d + self.out_dim) for n in lengths)
-
-
-def _reduce(values: Tensor, how: Literal["max", "sum"], lengths: Tensor) -> Tensor:
-    """`values (M, K)` to `(B, K)`, over the tokens of each clip; CUDA's sum has no order that may change."""
-    return torch.segment_reduce(values, how, lengths=lengths, unsafe=True)

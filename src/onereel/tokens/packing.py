@@ -284,6 +284,20 @@ def per_token(values: Tensor, packed: Packed) -> Tensor:
     return values.repeat_interleave(packed.cu_seqlens.diff(), dim=-1, output_size=total)
 
 
+def segment_sum(values: Tensor, packed: Packed) -> Tensor:
+    """Sum over the tokens of each clip: `values (M, ...)` to `(B, ...)`; CUDA's has no order that may change."""
+    lengths = packed.cu_seqlens.diff().long()
+    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+
+
+def segment_softmax(scores: Tensor, packed: Packed) -> Tensor:
+    """The softmax of `scores (M, h)` over the tokens of each clip, without a loop over clips."""
+    lengths = packed.cu_seqlens.diff().long()
+    highest = torch.segment_reduce(scores.detach(), "max", lengths=lengths, unsafe=True)
+    exps = (scores - per_token(highest.T, packed).T).exp()
+    return exps / per_token(segment_sum(exps, packed).T, packed).T
+
+
 def segment_mean(values: Tensor, lengths: Sequence[int], cu_seqlens: Tensor) -> Tensor:
     """Mean over the tokens of each clip: `values (M, D)` to `(B, D)`."""
     if len(set(lengths)) == 1:
