@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from onereel.evaluation.efficiency import (
-    clip_macs,
-    measure_inference,
-    measure_training,
-    speedup_bound,
-)
+from onereel.evaluation.efficiency import measure_inference, measure_training
 from onereel.models.heads import ClassificationHead
 from onereel.models.registry import create_encoder
 from onereel.models.video_model import VideoModel
@@ -37,9 +32,9 @@ def test_published_cost_of_vit_base(ratio: float, gmacs: float, bound: float) ->
     with torch.device("meta"):
         model = make_model("vit_base_patch16_224", 16, 224, KeepAll())
     kept = int(1568 * ratio)
-    assert clip_macs(model, 1568) / 1e9 == pytest.approx(180.3, abs=0.05)
-    assert clip_macs(model, kept) / 1e9 == pytest.approx(gmacs, abs=0.05)
-    assert speedup_bound(model, [kept, kept], 1568) == pytest.approx(bound, abs=0.01)
+    assert model.macs((1568,)) / 1e9 == pytest.approx(180.3, abs=0.05)
+    assert model.macs((kept,)) / 1e9 == pytest.approx(gmacs, abs=0.05)
+    assert model.macs((1568,)) / model.macs((kept,)) == pytest.approx(bound, abs=0.01)
 
 
 def test_the_bound_with_frame_selection_is_against_all_tokens_of_as_many_frames() -> None:
@@ -51,9 +46,8 @@ def test_the_bound_with_frame_selection_is_against_all_tokens_of_as_many_frames(
     dense = model.frames.given_grid(model.encoder.grid)
     assert (dense.num_tokens, model.selector.num_kept(dense)) == (1568, 940)
     candidates = 784 * 1536 * 768 / 1e9
-    assert clip_macs(model, 940) / 1e9 == pytest.approx(98.0 + candidates, abs=0.05)
-    bound = speedup_bound(model, [940], dense.num_tokens)
-    assert bound == pytest.approx(180.3 / (98.0 + candidates), abs=0.002)
+    assert model.macs((940,)) / 1e9 == pytest.approx(98.0 + candidates, abs=0.05)
+    assert model.macs((1568,), num_embedded=1568) / 1e9 == pytest.approx(180.3, abs=0.05)
 
 
 @pytest.fixture
@@ -67,8 +61,7 @@ def test_inference_is_measured_on_what_is_kept(clips: torch.Tensor) -> None:
     assert model.training
     assert speed.batch_size == 3
     assert speed.kept_ratio == 0.5
-    assert speed.macs_per_clip == clip_macs(model, 4)
-    assert speed.speedup_bound == pytest.approx(clip_macs(model, 8) / clip_macs(model, 4))
+    assert speed.macs_per_clip == model.macs((4,))
     assert speed.clips_per_second == pytest.approx(3 / speed.latency_seconds)
     assert speed.peak_memory_bytes is None or speed.peak_memory_bytes >= 0
 
@@ -85,7 +78,7 @@ def test_training_is_measured_and_leaves_no_trace(clips: torch.Tensor) -> None:
     speed = measure_training(model, labelled(clips), repeats=1)
     assert not model.training
     assert speed.kept_ratio == 1
-    assert speed.flops_per_clip == 6 * clip_macs(model.model, 8)
+    assert speed.flops_per_clip == 6 * model.model.macs((8,))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -111,7 +104,7 @@ def test_a_step_that_compares_its_micro_batches_runs_twice(clips: torch.Tensor) 
     model = Compared(make_model("vit_tiny_patch16_224", 4, 32, KeepAll()))
     speed = measure_training(model, labelled(clips), twice=True, repeats=2, warmup=1)
     assert model.surveyed == model.given == 3
-    assert speed.flops_per_clip == 6 * clip_macs(model.model, 8)
+    assert speed.flops_per_clip == 6 * model.model.macs((8,))
     measure_training(model, labelled(clips), repeats=1)
     assert (model.surveyed, model.given) == (3, 0)
 

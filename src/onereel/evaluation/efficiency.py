@@ -1,4 +1,4 @@
-"""What a clip costs: exact multiply-adds, the speed-up they allow at most, and measured time and memory."""
+"""What a clip costs: exact multiply-adds, and measured time and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onereel.evaluation.inference import autocast, evaluating
 from onereel.seeding import clip_generators
-from onereel.types import Batch, SampleKey, TubeletGrid
+from onereel.types import Batch, SampleKey
 
 if TYPE_CHECKING:
     from onereel.models.video_model import Output, VideoModel
@@ -33,8 +33,6 @@ class Throughput:
         latency_seconds: that median; all of its batch is ready only then.
         batch_size, kept_ratio: what the repeats were measured on.
         macs_per_clip: exact multiply-adds of the forward pass, mean over the clips.
-        speedup_bound: MACs of all tokens over MACs of the kept ones: what no wall clock can beat while the model
-            is bound by arithmetic.
         peak_memory_bytes: device memory allocated at the peak; on the CPU how far resident memory grew (what the
             C library keeps of freed memory is not in it), None where the system does not tell.
     """
@@ -44,7 +42,6 @@ class Throughput:
     batch_size: int
     kept_ratio: float
     macs_per_clip: float
-    speedup_bound: float
     peak_memory_bytes: int | None
 
 
@@ -63,22 +60,6 @@ class TrainingSpeed:
     kept_ratio: float
     flops_per_clip: float
     peak_memory_bytes: int | None
-
-
-def clip_macs(model: VideoModel, num_tokens: int) -> int:
-    """Multiply-adds of the forward pass of one clip of `num_tokens` kept tokens."""
-    return model.macs((num_tokens,))
-
-
-def speedup_bound(
-    model: VideoModel,
-    lengths: Sequence[int],
-    num_dense_tokens: int,
-    grid: TubeletGrid | None = None,
-) -> float:
-    """MACs of the same clips, of `grid` (None: the encoder's), with all their tokens, over MACs with `lengths` kept."""
-    dense = (num_dense_tokens,) * len(lengths)
-    return model.macs(dense, grid, num_embedded=sum(dense)) / model.macs(tuple(lengths), grid)
 
 
 def measure_inference(
@@ -106,7 +87,6 @@ def measure_inference(
         batch_size=len(clips),
         kept_ratio=sum(output.lengths) / (output.num_dense_tokens * len(clips)),
         macs_per_clip=model.macs(output.lengths, output.grid) / len(clips),
-        speedup_bound=speedup_bound(model, output.lengths, output.num_dense_tokens, output.grid),
         peak_memory_bytes=_peak_memory(clips.device, before),
     )
 
