@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from onereel.errors import ConfigError
-from onereel.models import backbone as backbone_module
+from onereel.models import libraries
 from onereel.models.backbone import ImageBackbone
 from onereel.models.heads import pool_tokens
 from onereel.tokens.packing import pack_all
@@ -203,6 +203,6 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     def absent(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(backbone_module, "import_module", absent)
+    monkeypatch.setattr(libraries, "import_module", absent)
     with pytest.raises(ConfigError, match=r"onereel\[text\]"):
         ImageBackbone(str(tmp_path), 32)

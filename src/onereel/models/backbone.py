@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from onereel.archives import DAMAGE
 from onereel.errors import ConfigError, unknown_name
+from onereel.models.libraries import library
 from onereel.tokens.packing import cumulative_lengths
 from onereel.tokens.tubelets import tubelet_grid, unpatchify
 from onereel.types import Packed
@@ -111,7 +111,11 @@ class ImageBackbone(nn.Module):
     def macs_per_frame(self) -> int:
         """Multiply-adds of the matrix products and convolutions for one frame; counted on a model without weights."""
         with torch.device("meta"):
-            empty = _library().AutoModel.from_config(self.model.config).eval()
+            empty = (
+                library("transformers", "model.backbone")
+                .AutoModel.from_config(self.model.config)
+                .eval()
+            )
             frame = torch.empty(1, 3, *(n * self.patch_size for n in self.grid[1:]))
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 _run(empty, frame)
@@ -149,7 +153,7 @@ def _load(source: str) -> Any:
     try:
         # Drawn afresh where weights are missing, which is refused below: nothing else may depend on those draws.
         with torch.random.fork_rng(devices=[]):
-            model, report = _library().AutoModel.from_pretrained(
+            model, report = library("transformers", "model.backbone").AutoModel.from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True, local_files_only=True
             )
     except DAMAGE as error:
@@ -171,13 +175,3 @@ def _load(source: str) -> Any:
     if missing:
         raise ConfigError(f"{source} lacks weights: {', '.join(missing[:5])}; download it again")
     return model
-
-
-def _library() -> Any:
-    """transformers, which takes seconds to import."""
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise ConfigError(
-            "model.backbone needs the library transformers: pip install 'onereel[text]'"
-        ) from error

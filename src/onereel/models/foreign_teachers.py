@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from onereel.errors import ConfigError, unknown_name
+from onereel.models.libraries import library
 from onereel.models.pretrained.reading import read_json
 from onereel.models.teachers import Stats, Teacher, TeacherFeatures, View
 from onereel.types import TokenSelection, TubeletGrid
@@ -182,10 +182,7 @@ _POOLED = ("siglip", "siglip_vision_model")
 
 
 def _model(folder: Path, source: str, family: Family, *, eager: bool) -> Any:
-    try:
-        transformers = import_module("transformers")
-    except ImportError as error:
-        raise ConfigError(f"{source} needs transformers: pip install 'onereel[text]'") from error
+    transformers = library("transformers", source)
     made = {**family.made, **({"attn_implementation": "eager"} if eager else {})}
     model, found = getattr(transformers, family.model).from_pretrained(
         str(folder), output_loading_info=True, local_files_only=True, **made

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from onereel.errors import ConfigError, DataError, unknown_name
+from onereel.errors import DataError, unknown_name
+from onereel.models.libraries import library
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -20,6 +20,7 @@ TOKENIZER = "tokenizer.json"
 """Of a video-language run or model, in its folder."""
 MLP_RATIO = 4
 MIN_PAIR_COUNT = 2
+NEEDED_BY = "a video-language model"
 
 
 class TextSize(NamedTuple):
@@ -61,7 +62,7 @@ class Tokenizer:
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
         """Byte pairs of `captions`, lower case, at most `vocab_size` of them; the 256 bytes make any text sayable."""
-        tokenizers = _library("tokenizers")
+        tokenizers = library("tokenizers", NEEDED_BY)
         clean, parts = tokenizers.normalizers, tokenizers.pre_tokenizers
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
         one_space = clean.Replace(tokenizers.Regex(r"\s+"), " ")
@@ -94,7 +95,7 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, context_length: int) -> Tokenizer:
         """The inverse of `to_json`."""
-        return cls(_library("tokenizers").Tokenizer.from_str(text), context_length)
+        return cls(library("tokenizers", NEEDED_BY).Tokenizer.from_str(text), context_length)
 
     def to_json(self) -> str:
         return self.backend.to_str()
@@ -135,7 +136,7 @@ class TextTower(nn.Module):
             raise unknown_name("text.size", size, TEXT_SIZES)
         self.width, self.depth, num_heads = TEXT_SIZES[size]
         self.out_dim = out_dim
-        transformers = _library("transformers")
+        transformers = library("transformers", NEEDED_BY)
         config = transformers.CLIPTextConfig(
             vocab_size=vocab_size,
             hidden_size=self.width,
@@ -168,13 +169,3 @@ def checkpoint_blocks(model: Any) -> None:
     # The second name is the older one, which transformers 5 deprecates.
     enable = getattr(model, "activation_checkpointing_enable", None)
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def _library(name: str) -> Any:
-    """The module `name`, which only video-language runs need, and which takes seconds to import."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"video-language models need the library {name}: pip install 'onereel[text]'"
-        ) from error
