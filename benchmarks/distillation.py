@@ -121,7 +121,8 @@ def demo_task(size: str, folder: Path) -> Task:
     lists = (every, first_of_each(videos), str(videos / "val.csv"), every)
     language = load_recipe("language_demo_rlt")
     # 0: as many threads as the clock counts.
-    language = replace(language, train=replace(language.train, num_threads=0))
+    train = replace(language.train, batch_size_per_device=32, num_threads=0)
+    language = replace(language, train=train)
     scratch = replace(
         language,
         objective=ObjectiveConfig(label_smoothing=0.1),
@@ -135,10 +136,10 @@ def demo_task(size: str, folder: Path) -> Task:
         train=replace(language.train, batch_size_per_device=16),
     )
 
-    def train(config: RunConfig, out: Path, train: str, val: str) -> api.TrainResult:
+    def run(config: RunConfig, out: Path, train: str, val: str) -> api.TrainResult:
         return api.train(config, data=train, val=val, store=store, out=out)
 
-    return Task(*lists, distil, scratch, 3e-4, language, train, EPOCHS["demo"][size])
+    return Task(*lists, distil, scratch, 3e-4, language, run, EPOCHS["demo"][size])
 
 
 def first_of_each(videos: Path) -> str:

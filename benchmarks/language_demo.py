@@ -3,7 +3,7 @@
 The demo's narrated synthetic videos ("a red square moves right"), prepared as a chunk store. A test is 64 clips of
 held-out videos with 64 different captions, none of which occurs in training: the model must put together words and
 motions that it has seen apart. Recall is the mean of four such tests, with the same captions and other clips, since one
-alone is off by six points. Dense tokens; run-length tokens, with a few more epochs in what they save; and as many
+alone is off by six points. Dense tokens; run-length tokens, with a quarter more epochs in what they save; and as many
 random ones for as long.
 
 Ten minutes on two cores are twenty core-minutes: on the CPU, claims about time are of CPU time, which does not count

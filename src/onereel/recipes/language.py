@@ -39,7 +39,7 @@ def language_demo() -> RunConfig:
         ),
         # Reading takes a small part of one core, so training takes both.
         train=TrainConfig(
-            epochs=26, batch_size_per_device=32, num_threads=2, log_every=20, save_every=500
+            epochs=20, batch_size_per_device=64, num_threads=2, log_every=10, save_every=500
         ),
         eval=EvalConfig(batch_size_per_device=16),
     )
@@ -51,5 +51,5 @@ def language_demo_rlt() -> RunConfig:
     return replace(
         base,
         tokens=TokensConfig(kind="run-length"),
-        train=replace(base.train, epochs=30),
+        train=replace(base.train, epochs=25),
     )
