@@ -123,7 +123,7 @@ const cells = Array.from({ length: gt }, (_, t) => {
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`;
 const whole = (number) => number.toLocaleString("en");
-const giga = (number) => (number / 1e9).toFixed(1);
+const giga = (number) => (number < 1e10 ? (number / 1e9).toPrecision(3) : (number / 1e9).toFixed(1));
 const say = (text) => (element("detail").textContent = text || element("detail").dataset.idle);
 
 function describeTubelet(t) {
