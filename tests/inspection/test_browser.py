@@ -191,6 +191,10 @@ def test_filling_shows_what_was_last_kept(page: Page) -> None:
     assert page.evaluate(f"show(0), {corner}") == page.evaluate(f"show(6), {corner}") == first
 
 
+def giga(number: int) -> str:
+    return f"{number / 1e9:.1f}" if number >= 1e10 else f"{number / 1e9:#.3g}"
+
+
 def test_figures_are_those_of_the_models_themselves(page: Page) -> None:
     for name, size in (("ViT-S/16", "small"), ("ViT-L/16", "large")):
         with torch.device("meta"):
@@ -201,8 +205,8 @@ def test_figures_are_those_of_the_models_themselves(page: Page) -> None:
             choose(page, key)
             slide(page, 30)
             macs = encoder.macs([30], NUM_TOKENS if embeds_all else None)
-            assert page.locator("#macs").inner_text() == f"{macs / 1e9:{'.1f' if macs >= 1e10 else '#.3g'}} GMACs"
-            assert page.locator("#flops").inner_text() == f"{2 * macs / 1e9:.1f} GFLOPs (2 × MACs)"
+            assert page.locator("#macs").inner_text() == f"{giga(macs)} GMACs"
+            assert page.locator("#flops").inner_text() == f"{giga(2 * macs)} GFLOPs (2 × MACs)"
             assert page.locator("#speed").inner_text() == f"{dense / macs:.2f}×"
             assert page.evaluate("macs(state.model, 30, 30)") == encoder.macs([30])
 
