@@ -5,7 +5,7 @@ same steps, and all read one chunk store. Dense and run-length runs alternate, s
 The other selectors then keep the share that run-length keeps of the training clips: an exact count, or for the
 anchored form the threshold that keeps as many.
 
-    python benchmarks/actions.py --size full     three seeds
+    python benchmarks/actions.py --size full     three seeds; --claims: dense and run-length alone, in half the time
     python benchmarks/actions.py                 one seed, a fifth of the epochs: too short for the accuracy claims
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from common import Claim, arguments, real_videos, report
+from common import Claim, parser, real_videos, report
 from onereel import api, build
 from onereel.config import RunConfig, TokensConfig
 from onereel.recipes import load_recipe
@@ -101,7 +101,9 @@ def step_milliseconds(run: Path, config: RunConfig) -> float:
     return 1e3 * config.train.batch_size_per_device / median(rates)
 
 
-def measure(device: str, size: str, out: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
+def measure(
+    device: str, size: str, out: Path, *, every_selector: bool = True
+) -> tuple[list[dict[str, Any]], list[Claim]]:
     """Rows per run, then a mean per kind of tokens; and the claims."""
     videos, store = real_videos("actions5"), out / "store"
     # Clips are 32 pixels wide: a store of 96 is plenty, and far cheaper to read than one of 288.
@@ -118,7 +120,8 @@ def measure(device: str, size: str, out: Path) -> tuple[list[dict[str, Any]], li
                 rows.append(one_run(name, config, videos, store, out, seed))
 
     run_all(first_configurations())
-    run_all(budget_configurations(*mean_budget(videos, store)))
+    if every_selector:
+        run_all(budget_configurations(*mean_budget(videos, store)))
     means = {name: _mean(rows, name) for name in dict.fromkeys(row["tokens"] for row in rows)}
     dense, run_length = means["dense"], means["run-length"]
     claims = [
@@ -142,10 +145,14 @@ def _mean(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    options = arguments(__doc__)
+    options = parser(__doc__)
+    options.add_argument("--claims", action="store_true", help="dense and run-length runs alone")
+    given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows, claims = measure(options.device, options.size, Path(folder))
-    report("actions5: 80 training clips, 80 test clips, 5 classes", rows, claims, options.json)
+        rows, claims = measure(
+            given.device, given.size, Path(folder), every_selector=not given.claims
+        )
+    report("actions5: 80 training clips, 80 test clips, 5 classes", rows, claims, given.json)
 
 
 if __name__ == "__main__":
