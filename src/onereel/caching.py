@@ -20,7 +20,7 @@ from onereel.data.dataset import ClipDataset
 from onereel.data.features import KEY, FeatureCache, claim, is_cache_of, remove_features
 from onereel.data.loader import ClipLoader
 from onereel.errors import ConfigError
-from onereel.models.dual_encoder import DualEncoder
+from onereel.models.dual_encoder import video_of
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.teachers import FeatureRow, TeacherFeatures
 from onereel.models.video_model import VideoModel
@@ -70,7 +70,7 @@ def check_cache(
 
 def _frozen_encoder(model: nn.Module) -> tuple[VideoModel, FactorisedEncoder]:
     """The model of videos in a run's model, and its encoder."""
-    video = model.video if isinstance(model, DualEncoder) else model
+    video = video_of(model)
     assert isinstance(video, VideoModel)  # the configuration says both
     assert isinstance(video.encoder, FactorisedEncoder)
     return video, video.encoder

@@ -14,7 +14,7 @@ from onereel.config import RunConfig
 from onereel.errors import ConfigError
 from onereel.models import Trainee
 from onereel.models.backbone import ImageBackbone
-from onereel.models.dual_encoder import DualEncoder
+from onereel.models.dual_encoder import DualEncoder, video_of
 from onereel.models.factorised import Encoder, FactorisedEncoder
 from onereel.models.masked_autoencoder import MaskedAutoencoder
 from onereel.models.pretrained import Converted, LoadReport, Weights, convert, load_converted
@@ -37,7 +37,7 @@ OF_TOWERS = re.compile(r"video\.(encoder|head\.pooler)\.")
 
 def encoder_of(model: Trainee) -> Encoder:
     """The video encoder of any model that a run trains."""
-    return model.video.encoder if isinstance(model, DualEncoder) else model.encoder
+    return video_of(model).encoder
 
 
 def to_start_from(
@@ -157,7 +157,7 @@ def load_weights(
 
 def _load_fluxvit(model: Trainee, weights: Weights, *, whole: bool) -> LoadReport:
     """FluxViT's or InternVideo2's weights; of a dual encoder the text tower starts fresh."""
-    video = model.video if isinstance(model, DualEncoder) else model
+    video = video_of(model)
     converted = convert_fluxvit(weights.tensors, video, weights.source)
     may_be_new = FLUXVIT_MAY_BE_NEW
     if isinstance(model, DualEncoder):

@@ -13,7 +13,7 @@ from onereel.data.dataset import ClipDataset, Sample
 from onereel.data.yuv import stacked, to_rgb
 from onereel.errors import DecodeError, OnereelError
 from onereel.evaluation.inference import autocast, evaluating
-from onereel.models.dual_encoder import DualEncoder
+from onereel.models.dual_encoder import video_of
 from onereel.models.video_model import VideoModel
 from onereel.objectives import AnyObjective, DistillationObjective, MaskedObjective
 from onereel.report.examples import Reconstructed, write_examples, write_reconstructions
@@ -59,7 +59,7 @@ def _write_pictures(
     batch = normalise(batch, next(objective.parameters()).device)
     captions = [_caption(dataset, sample) for sample in samples]
     model = objective.model
-    encoder = model.video.encoder if isinstance(model, DualEncoder) else model.encoder
+    encoder = video_of(model).encoder
     sizes = {"tubelet_size": encoder.tubelet_size, "patch_size": encoder.patch_size}
     if isinstance(objective, MaskedObjective):
         shown, grid = _reconstructed(config, objective, batch)
@@ -70,7 +70,7 @@ def _write_pictures(
             tokens = objective.shown(batch)
         write_examples(run, clips, list(kept_tokens(tokens)), captions, grid=tokens.grid, **sizes)
         return
-    video = model.video if isinstance(model, DualEncoder) else model
+    video = video_of(model)
     assert isinstance(video, VideoModel)
     assert not isinstance(batch.clips, YuvClips)  # augmentation has made pictures of them
     with evaluating(model), autocast(batch.clips.device, config.train.precision):

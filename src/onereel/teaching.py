@@ -8,7 +8,7 @@ from onereel import build
 from onereel.config import RunConfig
 from onereel.errors import ConfigError
 from onereel.loading import load_trained
-from onereel.models.dual_encoder import DualEncoder
+from onereel.models.dual_encoder import video_of
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.foreign_teachers import foreign_teacher
 from onereel.models.masked_autoencoder import MaskedAutoencoder
@@ -55,7 +55,7 @@ def _is_foreign(folder: Path) -> bool:
 def _own_teacher(source: str, student: Stats, size: int) -> OwnTeacher:
     trained = load_trained(source)
     config, model = trained.config, trained.model
-    video = model.video if isinstance(model, DualEncoder) else model
+    video = video_of(model)
     if isinstance(video.encoder, FactorisedEncoder):
         raise ConfigError(
             f"{source} has a factorised encoder, which has no feature for each token; choose another teacher"

@@ -15,7 +15,7 @@ from onereel.config import ObjectiveConfig, RunConfig
 from onereel.data.annotations import Annotations
 from onereel.errors import ConfigError
 from onereel.models import Student, Trainee
-from onereel.models.dual_encoder import DualEncoder
+from onereel.models.dual_encoder import DualEncoder, video_of
 from onereel.models.factorised import Encoder
 from onereel.models.heads import BudgetHeads, ClassificationHead, ProjectionHead
 from onereel.models.masked_autoencoder import MaskedAutoencoder
@@ -268,9 +268,7 @@ def build_objective(
 ) -> AnyObjective:
     """What the run learns, around the model that `build_trainee` gave."""
     learned, seed = config.objective, config.seed
-    check_train_clips(
-        config, model.video.selector if isinstance(model, DualEncoder) else model.selector
-    )
+    check_train_clips(config, video_of(model).selector)
     if isinstance(model, DualEncoder):
         return PairObjective(
             model,

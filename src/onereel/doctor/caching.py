@@ -13,9 +13,10 @@ from torch import Tensor
 
 from onereel import build
 from onereel.config import RunConfig
-from onereel.doctor.steps import Examples, at_fitting_size, video_of
+from onereel.doctor.steps import Examples, at_fitting_size
 from onereel.evaluation.efficiency import seconds_in_turn
 from onereel.evaluation.inference import autocast
+from onereel.models.dual_encoder import video_of
 from onereel.models.factorised import FactorisedEncoder
 from onereel.models.teachers import FeatureRow, TeacherFeatures
 from onereel.models.video_model import VideoModel

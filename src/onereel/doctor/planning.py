@@ -28,12 +28,12 @@ from onereel.doctor.steps import (
     describe_pairs,
     example_clips,
     measure_objective,
-    video_of,
 )
 from onereel.doctor.system import cuda_devices, describe_disk
 from onereel.errors import ConfigError, DecodeError
 from onereel.evaluation.efficiency import TrainingSpeed
 from onereel.loading import tokenizer_for
+from onereel.models.dual_encoder import video_of
 from onereel.objectives import AnyObjective
 from onereel.teaching import load_teacher
 from onereel.training import World, on_devices, pick_device, plan_steps

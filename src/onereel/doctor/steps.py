@@ -103,11 +103,6 @@ def measure_objective(
     return at_fitting_size(config.train.batch_size_per_device, seconds, measure)
 
 
-def video_of(model: nn.Module) -> nn.Module:
-    """The model of videos in a run's model."""
-    return model.video if isinstance(model, DualEncoder) else model
-
-
 T = TypeVar("T")
 
 

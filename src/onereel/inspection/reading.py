@@ -16,7 +16,7 @@ from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.fitting import encoder_of
 from onereel.inspection.options import ClipOptions
 from onereel.loading import Pretrained, TrainedDualEncoder, TrainedModel, load_trained
-from onereel.models.dual_encoder import DualEncoder
+from onereel.models.dual_encoder import video_of
 from onereel.models.registry import SIZES
 from onereel.report.inspect_page import ModelCost
 from onereel.tokens.selector import Selector
@@ -131,7 +131,7 @@ def clip_reading(options: ClipOptions, run: str | Path = "") -> ClipReading:
 
 def _own(trained: Trained) -> OwnSelection:
     model, tokens = trained.model, trained.config.tokens
-    selector = model.video.selector if isinstance(model, DualEncoder) else model.selector
+    selector = video_of(model).selector
     off = asdict(TokensConfig())
     changed = [
         f"{name} {value}"

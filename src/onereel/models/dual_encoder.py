@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from onereel.models.text import TextTower, Tokenizer
 from onereel.models.video_model import Output, VideoModel
 from onereel.tokens.packing import to_device
 from onereel.types import Packed
+
+OtherModel = TypeVar("OtherModel", bound=nn.Module)
 
 
 class DualEncoder(nn.Module):
@@ -64,3 +66,12 @@ class DualEncoder(nn.Module):
         from onereel.models.pretrained.folder import push_folder
 
         return push_folder(name, self, facts=facts, private=private)
+
+
+@overload
+def video_of(model: DualEncoder) -> VideoModel: ...
+@overload
+def video_of(model: OtherModel) -> OtherModel: ...
+def video_of(model: Any) -> Any:
+    """The model of videos in a run's model: one of two towers, or all of it."""
+    return model.video if isinstance(model, DualEncoder) else model

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onereel.config import RunConfig, to_dict
-from onereel.models.dual_encoder import DualEncoder
+from onereel.models.dual_encoder import DualEncoder, video_of
 
 if TYPE_CHECKING:
     from onereel.models.video_model import VideoModel
@@ -53,7 +53,7 @@ def _head(config: RunConfig, task: str) -> str:
 
 
 def _what(model: VideoModel | DualEncoder, config: RunConfig) -> str:
-    video = model.video if isinstance(model, DualEncoder) else model
+    video = video_of(model)
     data, grid = config.data, video.encoder.grid
     num_parameters = sum(p.numel() for p in model.parameters())
     num_kept = video.selector.num_kept(grid)

@@ -20,7 +20,7 @@ from onereel.archives import read_archive
 from onereel.config import DataConfig, RunConfig, from_dict, to_dict
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
-from onereel.models.dual_encoder import DualEncoder
+from onereel.models.dual_encoder import DualEncoder, video_of
 from onereel.models.heads import BudgetHeads, ClassificationHead
 from onereel.models.pretrained.card import model_card
 from onereel.models.pretrained.reading import read_json
@@ -67,7 +67,7 @@ def write_folder(
         ConfigError: the model does not know its configuration, the names are not as many as its classes, or the folder
             cannot be written.
     """
-    video = model.video if isinstance(model, DualEncoder) else model
+    video = video_of(model)
     if video.config is None:
         raise ConfigError(
             "this model does not know its configuration: make it by onereel.create_model or onereel.load, "
