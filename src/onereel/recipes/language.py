@@ -26,12 +26,13 @@ def language_demo() -> RunConfig:
     """
     return RunConfig(
         # Nearly square crops of nearly the whole height, like that of the test: squeezing would turn squares into other
-        # shapes, and smaller crops leave out where things move to.
+        # shapes, and smaller crops leave out where things move to. At 128 pixels, with patches of 16, the same number
+        # of tokens learns no more in a quarter more time.
         data=DataConfig(
-            num_frames=8, size=128, crop_scale=(0.68, 0.75), crop_ratio=(0.95, 1.05), num_workers=1
+            num_frames=8, size=64, crop_scale=(0.68, 0.75), crop_ratio=(0.95, 1.05), num_workers=1
         ),
         augment=AugmentConfig(hflip_prob=0.0),
-        model=ModelConfig(name="vit_micro_patch16_128", patch_norm=True),
+        model=ModelConfig(name="vit_micro_patch8_64", patch_norm=True),
         text=TextConfig(size="micro", context_length=16, vocab_size=512, embed_dim=64),
         objective=ObjectiveConfig(kind="contrastive", mask_duplicates=True),
         optim=OptimConfig(
@@ -39,7 +40,7 @@ def language_demo() -> RunConfig:
         ),
         # Reading takes a small part of one core, so training takes both.
         train=TrainConfig(
-            epochs=20, batch_size_per_device=64, num_threads=2, log_every=10, save_every=500
+            epochs=14, batch_size_per_device=64, num_threads=2, log_every=10, save_every=500
         ),
         eval=EvalConfig(batch_size_per_device=16),
     )
@@ -51,5 +52,5 @@ def language_demo_rlt() -> RunConfig:
     return replace(
         base,
         tokens=TokensConfig(kind="run-length"),
-        train=replace(base.train, epochs=25),
+        train=replace(base.train, epochs=16),
     )
