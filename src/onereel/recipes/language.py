@@ -27,7 +27,7 @@ def language_demo() -> RunConfig:
     return RunConfig(
         # Nearly square crops of nearly the whole height, like that of the test: squeezing would turn squares into other
         # shapes, and smaller crops leave out where things move to. At 128 pixels, with patches of 16, the same number
-        # of tokens learns no more in a quarter more time.
+        # of tokens learns hardly more in a quarter more time.
         data=DataConfig(
             num_frames=8, size=64, crop_scale=(0.68, 0.75), crop_ratio=(0.95, 1.05), num_workers=1
         ),
