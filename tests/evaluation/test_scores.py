@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -85,3 +86,29 @@ def test_sums_come_back_from_their_tensors_and_go_on() -> None:
         sums.merge(rest)
     assert all(map(torch.equal, half.mean(3), again.mean(3)))
     assert ViewSums.of_state(ViewSums().state(3)).state(3)["indices"].tolist() == []
+
+
+def test_many_videos_take_little_more_than_their_sums_on_their_way_to_other_ranks() -> None:
+    sums, width = ViewSums(), 16
+    for first in range(0, 3000, 100):
+        keys = [SampleKey(0, index) for index in range(first, first + 100)]
+        sums.add(keys, torch.rand(100, width))
+    sent = pickle.dumps(sums)
+    assert len(sent) < 1.25 * 3000 * width * 8
+    assert_equal(pickle.loads(sent).mean(1), sums.mean(1))
+
+
+def test_what_is_incomplete_is_forgotten() -> None:
+    keys, rows = views(num_videos=3, num_views=2, num_classes=4)
+    sums = ViewSums()
+    sums.add([keys[i] for i in (2, 0, 3, 4, 5)], rows[[2, 0, 3, 4, 5]])
+    sums.drop_incomplete(2)
+    assert sums.mean(2).indices.tolist() == [7, 14]
+    sums.add(keys[:2], rows[:2])
+    assert_equal(sums.mean(2), summed_without_labels(keys, rows).mean(2))
+
+
+def summed_without_labels(keys: list[SampleKey], rows: torch.Tensor) -> ViewSums:
+    sums = ViewSums()
+    sums.add(keys, rows)
+    return sums
