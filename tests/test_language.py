@@ -132,6 +132,18 @@ def test_entries_that_a_list_leaves_out_are_said(
     assert "entries left out: 1 without text" in caplog.text
 
 
+def test_entries_that_a_list_leaves_out_are_said_in_a_test_and_an_index_too(
+    videos: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = videos / "test_with_gaps.json"
+    entries = [{"path": "0.mp4", "caption": text} for text in ("a red square", " ")]
+    path.write_text(json.dumps(entries))
+    api.evaluate(trained, name="gaps", val=str(path))
+    assert caplog.text.count("test_with_gaps.json: entries left out: 1 without text") == 1
+    moments.embed(trained, path, out=tmp_path / "f.parquet")
+    assert caplog.text.count("test_with_gaps.json: entries left out: 1 without text") == 2
+
+
 def test_a_trained_run_is_loaded_with_other_tokens_and_tested_again(trained: Path) -> None:
     config = replace(api.run_config(trained), tokens=TokensConfig(kind="tube", keep_ratio=0.5))
     result = api.evaluate(trained, name="half", config=config)

@@ -211,6 +211,7 @@ def _train_in(
     listed = build.build_annotations(config, config.data.train)
     class_names = build.class_names(config, listed)
     _warn_of_rare(class_names, listed)
+    build.warn_of_left_out(listed)
     annotations, _ = build.split_held_out(config, listed)
     dataset = build.build_dataset(config, annotations, class_names or None, training=True)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
@@ -218,7 +219,6 @@ def _train_in(
     goes_on = resume and bool(list_checkpoints(run))
     tokenizer = tokenizer_for(config, annotations, run if goes_on else None)
     validation = Validation(config, run, class_names, world) if config.data.val else None
-    _warn_of_left_out(annotations, *([validation.dataset.annotations] if validation else []))
     model = build.build_trainee(config, len(class_names), tokenizer)
     first = None if goes_on else _start(model, config, class_names, run if resume else None)
     objective = build.build_objective(config, model, load_teacher(config))
@@ -327,13 +327,6 @@ def _train_first(world: World, config: RunConfig, run: Path) -> Path:
     except RunInterrupted as stopped:
         raise RunInterrupted(run, stopped.step) from stopped
     return folder
-
-
-def _warn_of_left_out(*lists: Annotations) -> None:
-    for one in lists:
-        counts = [f"{count} {reason}" for reason, count in one.origin.left_out.items()]
-        if counts and is_main():
-            logger.warning("%s: entries left out: %s", one.source, ", ".join(counts))
 
 
 def _warn_of_rare(class_names: Sequence[str], annotations: Annotations) -> None:

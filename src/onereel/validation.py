@@ -48,6 +48,7 @@ class Validation:
             raise DataError(
                 f"{annotations.source}: no captions; add a column 'caption', or 'label' for a test by class names"
             )
+        build.warn_of_left_out(annotations)
         self.dataset = build.build_dataset(config, annotations, label_names, training=False)
         _check_present(self.dataset)
         self.loader = build.build_eval_loader(config, self.dataset, world=world)

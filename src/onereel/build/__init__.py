@@ -11,6 +11,7 @@ from onereel.build.data import (
     num_threads,
     num_workers,
     split_held_out,
+    warn_of_left_out,
 )
 from onereel.build.features import (
     SPATIAL_WEIGHTS,
@@ -76,4 +77,5 @@ __all__ = [
     "train_grids",
     "train_shapes",
     "views_read",
+    "warn_of_left_out",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from onereel.build.selection import build_picker, frames_read, train_shapes
@@ -16,9 +17,11 @@ from onereel.data.shapes import FlexibleShapes
 from onereel.data.sources.epic import are_actions
 from onereel.errors import ConfigError, DataError
 from onereel.models.registry import patch_size_of
-from onereel.training import World
+from onereel.training import World, is_main
 from onereel.video.library import VideoLibrary, open_library
 from onereel.video.schedule import num_cores
+
+logger = logging.getLogger(__name__)
 
 OF_TRAINING = (
     *("train", "hold_out_ratio", "max_bad_ratio", "num_frames_choices", "size_choices"),
@@ -53,6 +56,13 @@ def build_annotations(config: RunConfig, path: str) -> Annotations:
     if not annotations.origin.by_id:
         return annotations
     return annotations.located(build_library(config, annotations).videos())
+
+
+def warn_of_left_out(annotations: Annotations) -> None:
+    """Say how many entries of a list are no records, and why."""
+    counts = [f"{count} {reason}" for reason, count in annotations.origin.left_out.items()]
+    if counts and is_main():
+        logger.warning("%s: entries left out: %s", annotations.source, ", ".join(counts))
 
 
 def split_held_out(

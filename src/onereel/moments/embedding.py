@@ -139,13 +139,15 @@ def _moments(
 def _listed(config: RunConfig, source: str) -> Annotations:
     """The moments that a list names; of a folder per class, each of its videos."""
     try:
-        return build.build_annotations(config, source)
+        annotations = build.build_annotations(config, source)
     except DataError as error:
         if os.path.isdir(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES:
             raise ConfigError(
                 f"{source} names no moments: {CUT}, or give a list with columns path,start,end ({error})"
             ) from error
         raise
+    build.warn_of_left_out(annotations)
+    return annotations
 
 
 def _windows(
