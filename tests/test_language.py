@@ -166,6 +166,12 @@ def test_labels_alone_are_a_zero_shot_test_and_questions_a_choice(
     result = api.evaluate(trained, name="names", config=config, val=str(tmp_path / "labels.csv"))
     assert result.figures()["top1"] in (0, 0.5, 1)
     assert json.loads((trained / "eval" / "names.json").read_text())["num_classes"] == 2
+    (tmp_path / "numbers.txt").write_text("0.mp4 0\n1.mp4 1\n")
+    with pytest.raises(DataError, match=r"numbers\.txt: the classes are 0, 1, and"):
+        api.evaluate(trained, name="no", config=config, val=str(tmp_path / "numbers.txt"))
+    own = replace(config, eval=EvalConfig(templates=("#C C {}",)))
+    result = api.evaluate(trained, name="own", config=own, val=str(tmp_path / "labels.csv"))
+    assert result.num_texts == 2
     clip = {"clip_start": 0, "clip_end": 1, "clip_text": "x"}
     question = {
         "answer": 1,

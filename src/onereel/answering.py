@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,7 +57,7 @@ def predict(
             on_choice(choice)
         trained = choice.apply(trained)
     data, given = trained.config.data, {"num_clips": num_clips, "num_crops": num_crops}
-    asked = {name: count for name, count in given.items() if count is not None}
+    asked: dict[str, Any] = {name: count for name, count in given.items() if count is not None}
     views = replace(trained.config.eval, **asked)
     with threads(choice.num_threads if choice else torch.get_num_threads()):
         return _predict(

@@ -12,6 +12,7 @@ from onereel.errors import DataError, OnereelError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
 from onereel.evaluation.loss import evaluate_loss
 from onereel.evaluation.pairs import PairResult, evaluate_pairs
+from onereel.evaluation.text_tasks import task_texts
 from onereel.models.dual_encoder import DualEncoder
 from onereel.models.video_model import VideoModel
 from onereel.objectives import AnyObjective, DistillationObjective, MaskedObjective
@@ -48,6 +49,8 @@ class Validation:
             raise DataError(
                 f"{annotations.source}: no captions; add a column 'caption', or 'label' for a test by class names"
             )
+        if build.learns_pairs(config) and not annotations.has_captions:
+            task_texts(annotations)  # says where the labels are no names
         build.warn_of_left_out(annotations)
         self.dataset = build.build_dataset(config, annotations, label_names, training=False)
         _check_present(self.dataset)
@@ -100,6 +103,7 @@ class Validation:
             num_views=self.config.eval.num_clips * self.config.eval.num_crops,
             precision=self.config.train.precision,
             seed=self.config.seed,
+            templates=self.config.eval.templates,
             on_batch=on_batch,
         )
 

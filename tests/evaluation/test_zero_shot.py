@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from onereel.errors import DataError
+from onereel.config import EvalConfig
+from onereel.errors import ConfigError, DataError
 from onereel.evaluation.zero_shot import (
     TEMPLATES,
     class_embeddings,
@@ -20,6 +21,30 @@ def test_prompts_are_class_by_class():
     assert found[:2] == ["a video of swipe left.", "a video of a person doing swipe left."]
     assert found[len(TEMPLATES)] == "a video of take {x}."
     assert len(found) == 2 * len(TEMPLATES)
+
+
+def test_names_are_spoken_as_words():
+    found = prompts(["ApplyEyeMakeup", "YoYo", "play iPhone", "TV"], ["{}"])
+    assert found == ["Apply Eye Makeup", "Yo Yo", "play iPhone", "TV"]
+
+
+def test_templates_of_the_tests_own():
+    assert prompts(["cut", "wash"], ["#C C {}", "{}, #C C"]) == [
+        "#C C cut",
+        "cut, #C C",
+        "#C C wash",
+        "wash, #C C",
+    ]
+    with pytest.raises(ConfigError, match=r"eval\.templates .* texts with {} where the name goes"):
+        EvalConfig(templates=("a video",))
+
+
+def test_numbers_are_no_names():
+    with pytest.raises(
+        DataError, match=r"the classes are 0, 1, 2, \.\.\., and .* labels are names"
+    ):
+        prompts(["0", "1", "2", "3:4"])
+    assert prompts(["1", "two"], ["{}"]) == ["1", "two"]
 
 
 def test_a_class_is_the_mean_of_its_prompts_directions():

@@ -185,8 +185,13 @@ class EvalConfig:
     """1: centre; 3: left or top, centre, right or bottom."""
     batch_size_per_device: int = 8
     """Views per device and batch."""
+    templates: tuple[str, ...] = ()
+    """Prompts of a test by class names, with {} where the name goes ("#C C {}" after training on Ego4D's narrations);
+    empty: five that fit names of actions."""
 
     def __post_init__(self) -> None:
+        good = all("{}" in template for template in self.templates)
+        require(good, "eval.templates", self.templates, "texts with {} where the name goes")
         batch = self.batch_size_per_device
         require(batch >= 1, "eval.batch_size_per_device", batch, "1 or more")
         require(self.num_clips >= 1, "eval.num_clips", self.num_clips, "1 or more")

@@ -110,9 +110,14 @@ def evaluate_pairs(
     num_views: int = 1,
     precision: str = "auto",
     seed: int = 0,
+    templates: Sequence[str] = (),
     on_batch: Callable[[int, int], None] | None = None,
 ) -> PairResult:
-    """The figures that the list asks for (`text_figures`); arguments and errors as `embed_clips`."""
+    """The figures that the list asks for (`text_figures`); other arguments, and errors, as `embed_clips`.
+
+    Args:
+        templates: prompts of a zero-shot test (see `prompts`).
+    """
     videos, cost = embed_clips(
         model,
         loader,
@@ -123,8 +128,9 @@ def evaluate_pairs(
         seed=seed,
         on_batch=on_batch,
     )
-    texts = task_texts(annotations)
-    found = text_figures(annotations, videos, embed_texts(model, texts, precision=precision))
+    texts = task_texts(annotations, templates)
+    embedded = embed_texts(model, texts, precision=precision)
+    found = text_figures(annotations, videos, embedded, templates)
     return PairResult(found, len(videos), len(texts), num_views, cost)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 Figures = CaptionRetrieval | MultiInstanceRetrieval | MultipleChoice | ZeroShot
 
 
-def task_texts(annotations: Annotations) -> tuple[str, ...]:
+def task_texts(annotations: Annotations, templates: Sequence[str] = ()) -> tuple[str, ...]:
     """The texts that `text_figures` wants embedded.
 
     The sentences of an EPIC-KITCHENS-100 retrieval list, the questions of EgoMCQ, all captions of a list that has
-    captions, or else prompts for its classes. Raises DataError for a list with neither captions nor labels.
+    captions, or else prompts for its classes, by `templates` (see `prompts`).
+
+    Raises DataError for a list with neither captions nor labels, or with numbers for labels.
     """
     origin = annotations.origin
     if origin.sentences is not None:
@@ -37,19 +40,24 @@ def task_texts(annotations: Annotations) -> tuple[str, ...]:
         return origin.questions.texts
     if annotations.has_captions or not annotations.has_labels:
         return caption_set(annotations).texts
-    return tuple(prompts(annotations.label_names()))
+    try:
+        return tuple(prompts(annotations.label_names(), templates))
+    except DataError as error:
+        raise DataError(f"{annotations.source}: {error}") from error
 
 
-def text_figures(annotations: Annotations, videos: Tensor, texts: Tensor) -> Figures:
+def text_figures(
+    annotations: Annotations, videos: Tensor, texts: Tensor, templates: Sequence[str] = ()
+) -> Figures:
     """What the list is tested by: graded mAP and nDCG, multiple choice, recall, or zero-shot accuracy.
 
     Args:
         videos: `(N, D)` embeddings of the list's records, in order.
-        texts: `(T, D)` embeddings of `task_texts(annotations)`.
+        texts: `(T, D)` embeddings of `task_texts(annotations, templates)`.
 
     Raises DataError where the shapes don't fit the list or a value is not finite.
     """
-    origin, num_texts = annotations.origin, len(task_texts(annotations))
+    origin, num_texts = annotations.origin, len(task_texts(annotations, templates))
     if len(videos) != len(annotations) or len(texts) != num_texts:
         raise DataError(
             f"{annotations.source}: {len(videos)} videos and {len(texts)} texts were embedded, not "

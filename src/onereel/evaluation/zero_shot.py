@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ TEMPLATES = (
     "somebody is {}.",
     "an example of {}.",
 )
-"""Prompts for names of actions."""
+"""Prompts for names of actions, where a test gives no others."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,28 @@ class ZeroShot:
         return dataclasses.asdict(self)
 
 
-def prompts(class_names: Sequence[str]) -> list[str]:
-    """Every name in every template, class after class; underscores become spaces."""
-    names = [" ".join(name.replace("_", " ").split()) for name in class_names]
-    return [template.replace("{}", name) for name in names for template in TEMPLATES]
+def prompts(class_names: Sequence[str], templates: Sequence[str] = ()) -> list[str]:
+    """Every name in every template (none: `TEMPLATES`), class after class, as it is spoken: `ApplyEyeMakeup` (UCF101)
+    and `apply_eye_makeup` become words.
+
+    Raises DataError where names are numbers, which say nothing to a model that knows classes by name.
+    """
+    if not any(char.isalpha() for name in class_names for char in name):
+        raise DataError(
+            f"the classes are {', '.join(class_names[:3])}{', ...' * (len(class_names) > 3)}, and a model that knows "
+            "classes by their names cannot tell numbers; give a CSV with path,label whose labels are names, or with "
+            "path,caption"
+        )
+    return [
+        template.replace("{}", _spoken(name))
+        for name in class_names
+        for template in templates or TEMPLATES
+    ]
+
+
+def _spoken(name: str) -> str:
+    words = " ".join(name.replace("_", " ").split())
+    return words if " " in words else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words)
 
 
 def class_embeddings(prompt_embeddings: Tensor, num_classes: int) -> Tensor:
