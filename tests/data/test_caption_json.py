@@ -60,6 +60,35 @@ def test_msrvtt_split(tmp_path):
         read(tmp_path, DIDEMO, split="#val")
 
 
+def test_msrvtt_split_by_a_list_of_ids(tmp_path):
+    (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\nvideo1\nvideo0\n")
+    annotations = read(tmp_path, MSRVTT, split="#MSRVTT_train.9k.csv")
+    assert [record.path for record in records(annotations)] == ["video0", "video1"]
+    assert annotations.record(0).captions == ("a car is shown", "a red car")
+    (tmp_path / "other.csv").write_text("video_id\nvideo1\nvideo7\n")
+    with pytest.raises(DataError, match=r"other\.csv: 1 videos are not in .*json: video7"):
+        read(tmp_path, MSRVTT, split="#other.csv")
+    (tmp_path / "other.csv").write_text("key,sentence,video_id\nret0,a man,video1\n")
+    with pytest.raises(DataError, match="columns key, sentence, video_id; give that file alone"):
+        read(tmp_path, MSRVTT, split="#other.csv")
+
+
+def test_msrvtt_test_sentences_are_one_for_each_video(tmp_path):
+    path = tmp_path / "MSRVTT_JSFUSION_test.csv"
+    path.write_text(
+        "key,vid_key,video_id,sentence\n"
+        "ret0,msr9770,video9770,a person is connecting something to system\n"
+        'ret1,msr9771,video9771,"a little girl, and a  dog"\nret2,msr9772,video9772, \n'
+    )
+    annotations = read_annotations(str(path))
+    assert records(annotations) == [
+        Record(0, "video9770", caption="a person is connecting something to system"),
+        Record(1, "video9771", caption="a little girl, and a dog"),
+    ]
+    assert annotations.origin.left_out == {"without text": 1}
+    assert annotations.located(["all/video9770.mp4"]).record(0).path == "all/video9770.mp4"
+
+
 def test_didemo_takes_the_time_that_most_gave(tmp_path):
     annotations = read(tmp_path, DIDEMO)
     assert records(annotations) == [

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from onereel.data.relevancy import SentencePool
-from onereel.data.sources import caption_json, csv_file, ego4d, epic, list_file
+from onereel.data.sources import caption_json, csv_file, ego4d, epic, list_file, msrvtt
 from onereel.data.sources.folder import read_folder
 from onereel.data.sources.questions import Questions
 from onereel.errors import DataError, did_you_mean
@@ -198,9 +198,9 @@ def read_annotations(source: str, root: str = "") -> Annotations:
 
     Args:
         source: a folder per class; a CSV (commas or tabs) with a header; a headerless `path label` list;
-            EPIC-KITCHENS-100's CSV; captions in JSON (MSR-VTT's with `#split` behind it, if not all); EgoClip's table;
-            LaViLa's `.pkl`. A file whose first line names a column `path` is a CSV, and so is a `.csv` whose first line
-            has commas and does not end in an integer label; any other file is a list.
+            EPIC-KITCHENS-100's CSV; captions in JSON (MSR-VTT's with `#split` behind it, if not all); MSR-VTT's test
+            sentences; EgoClip's table; LaViLa's `.pkl`. A file whose first line names a column `path` is a CSV, and so
+            is a `.csv` whose first line has commas and does not end in an integer label; any other file is a list.
         root: folder that relative paths start from; empty: the folder of the file, or the folder itself.
 
     Raises DataError naming file and line, what is allowed, and the remedy.
@@ -252,7 +252,11 @@ def _read_file(path: Path, split: str) -> tuple[pa.Table, Origin]:
     if ego4d.is_egoclip(path):
         table, left_out = ego4d.read_egoclip(path)
         return table, Origin(by_id=True, left_out=left_out)
-    if epic.is_epic(csv_file.read_header(path)):
+    header = csv_file.read_header(path)
+    if msrvtt.are_sentences(header):
+        table, left_out = msrvtt.read_sentences(path)
+        return table, Origin(by_id=True, left_out=left_out)
+    if epic.is_epic(header):
         table, beside = epic.read_epic(path), epic.sentences_beside(path)
         sentences = epic.read_sentences(beside, table) if beside else None
         return table, Origin(by_id=True, line_of=csv_file.line_of, sentences=sentences)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onereel.data.sources import ego4d, questions
+from onereel.data.sources import ego4d, msrvtt, questions
 from onereel.data.sources.collector import Found, RecordCollector
 from onereel.data.sources.questions import Questions
-from onereel.errors import DataError, did_you_mean
+from onereel.errors import DataError
 
 SEGMENT_SECONDS = 5
 """DiDeMo counts time in segments of this length (Hendricks et al., arXiv 1708.01641)."""
@@ -35,7 +35,7 @@ def read_json(path: Path, split: str = "") -> JsonRecords:
     """The records of a `.json` file in any of the forms above, or of a `.jsonl` file of plain records.
 
     Args:
-        split: of MSR-VTT, whose file holds several; empty: all videos.
+        split: of MSR-VTT, whose file holds several (`msrvtt.read_videos`); empty: all videos.
 
     Raises DataError where the file is none of them, or has no such split.
     """
@@ -46,7 +46,7 @@ def read_json(path: Path, split: str = "") -> JsonRecords:
             is_didemo = {"video", "description", "times"} <= set(values[0])
             found, by_id = (_didemo(values), True) if is_didemo else (_plain(values), False)
         elif isinstance(values, dict) and {"videos", "sentences"} <= set(values):
-            return JsonRecords(_msrvtt(path, values, split), by_id=True)
+            return JsonRecords(msrvtt.read_videos(path, values, split), by_id=True)
         elif isinstance(values, dict) and questions.are_questions(values):
             table, asked = questions.read_questions(values)
             found, by_id = Found(table, {}), True
@@ -81,23 +81,6 @@ def _plain(entries: list[dict[str, Any]]) -> Found:
     records = RecordCollector()
     for entry in entries:
         records.add(entry["path"], entry["caption"], entry.get("start"), entry.get("end"))
-    return records.found()
-
-
-def _msrvtt(path: Path, values: Mapping[str, Any], split: str) -> Found:
-    """One record per video with all its captions; the files are cut already, so their seconds don't count."""
-    splits = [video.get("split", "") for video in values["videos"]]
-    if split and split not in splits:
-        raise DataError(
-            f"{path}: no split {split!r}.{did_you_mean(split, splits)} Known: {', '.join(sorted(set(splits)))}"
-        )
-    captions: defaultdict[str, list[str]] = defaultdict(list)
-    for sentence in values["sentences"]:
-        captions[sentence["video_id"]].append(sentence["caption"])
-    records = RecordCollector()
-    for video, of_split in zip(values["videos"], splits):
-        if not split or of_split == split:
-            records.add(video["video_id"], captions[video["video_id"]])
     return records.found()
 
 
