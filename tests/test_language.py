@@ -293,6 +293,27 @@ def test_moments_that_cannot_be_read_are_left_out_and_listed(
     assert [index.moment(i).caption for i in range(2)] == ["a", "c"]
 
 
+def test_a_list_in_another_folder_than_its_videos(
+    videos: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Moments by path and by id; thumbnails are found again."""
+    (tmp_path / "list.csv").write_text("path,start,end\n0.mp4,0,1\n")
+    (tmp_path / "egoclip.csv").write_text(
+        "video_uid\tclip_start\tclip_end\tclip_text\n1\t1\t2\t#C C opens a drawer\n"
+    )
+    features, page = str(tmp_path / "f.parquet"), tmp_path / "found.html"
+    for name in ("list.csv", "egoclip.csv"):
+        embed = ["embed", str(trained), str(tmp_path / name), "--out", features]
+        assert main(embed) != 0
+        problem = " ".join(capsys.readouterr().err.split())
+        assert "none of the 1 moments could be read" in problem
+        assert "f_quarantine.csv says why" in problem
+        assert main([*embed, "--root", str(videos)]) == 0
+    search = ["search", str(trained), "a", "--index", features, "--html", str(page)]
+    assert main(search) == 0
+    assert page.read_text().count("data:image/jpeg") == 3
+
+
 def test_embedding_goes_on_where_it_was_interrupted(
     videos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

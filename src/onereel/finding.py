@@ -25,6 +25,7 @@ def embed(
     *,
     out: str,
     store: str = "",
+    root: str = "",
     window_seconds: float = 0.0,
     device: str = "auto",
 ) -> int:
@@ -40,6 +41,7 @@ def embed(
             all of them).
         out: Parquet file to write: path, start, end, caption, embedding. What cannot be read is in OUT_quarantine.csv.
         store: chunk store to read from; empty: the files themselves.
+        root: folder that relative paths of a list start from, and of videos that it names by id; empty: the list's own.
         window_seconds: cut every video into moments of this length; 0: the moments that the list names.
         device: auto, cpu or cuda.
     """
@@ -51,6 +53,7 @@ def embed(
             source,
             out=out,
             store=store,
+            root=root,
             window_seconds=window_seconds,
             device=device,
             on_batch=told,

@@ -43,6 +43,9 @@ class ViewSums:
         self._seen: list[int] = []  # bit v: view v has come
         self._totals = torch.zeros(0, 0, dtype=torch.int64)  # with room for more rows
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def add(
         self, keys: Sequence[SampleKey], probabilities: Tensor, labels: Tensor | None = None
     ) -> None:

@@ -66,6 +66,7 @@ def embed(
     *,
     out: str | Path,
     store: str | Path = "",
+    root: str | Path = "",
     window_seconds: float = 0.0,
     device: str = "auto",
     on_batch: Told | None = None,
@@ -79,6 +80,8 @@ def embed(
         source: a list of moments; with `window_seconds`, a video, a folder or list of videos; with `store` too, empty:
             all of the store.
         store: chunk store to read from; empty: the files themselves.
+        root: folder that relative paths of a list start from, and in which the videos are whose ids it names; empty:
+            the list's own.
         window_seconds: cut every video into moments of this length; 0: the moments that the list names.
         on_batch: called with (batches done, batches).
 
@@ -97,25 +100,46 @@ def embed(
         )
     chosen = pick_device(device)
     trained = load_dual_encoder(run)
-    config = trained.config
-    data = replace(config.data, root="", store=os.path.abspath(store) if store else "")
-    config = replace(config, data=data)
+    config = _reading(trained.config, root, store)
     annotations, broken = _moments(config, str(source), window_seconds)
     model, path = trained.model.to(chosen), Path(out)
     quarantine = path.with_name(f"{path.stem}_quarantine.csv")
     journal = Journal(path, _key(model, config, annotations))
     sums = _embed_all(model, config, annotations, chosen, quarantine, journal, on_batch)
-    num_views = config.eval.num_clips * config.eval.num_crops
-    sums.drop_incomplete(num_views)
-    found = sums.mean(num_views)
-    rows = found.indices.numpy()
-    facts = IndexFacts(fingerprint(model), os.path.abspath(annotations.root or "."), data.store)
-    index = MomentIndex(moments_table(annotations, rows), found.probabilities.numpy(), facts)
+    index = _index(model, config, annotations, sums, quarantine)
     index.write(path)
     journal.remove()
     num_videos = len(set(index.table["path"].to_pylist()))
-    num_failed = len(annotations) - len(rows)
+    num_failed = len(annotations) - len(index)
     return EmbedReport(path, len(index), num_videos, num_failed, quarantine, tuple(broken))
+
+
+def _reading(config: RunConfig, root: str | Path, store: str | Path) -> RunConfig:
+    """A run's configuration for moments that lie elsewhere."""
+    root, store = (os.path.abspath(folder) if folder else "" for folder in (root, store))
+    return replace(config, data=replace(config.data, root=root, store=store))
+
+
+def _index(
+    model: DualEncoder,
+    config: RunConfig,
+    annotations: Annotations,
+    sums: ViewSums,
+    quarantine: Path,
+) -> MomentIndex:
+    """The moments of which every view could be read. Raises DataError where there are none."""
+    num_views = config.eval.num_clips * config.eval.num_crops
+    sums.drop_incomplete(num_views)
+    if not len(sums):
+        raise DataError(
+            f"none of the {len(annotations)} moments could be read; {quarantine} says why of each. Correct the list, "
+            "--root or --store"
+        )
+    found = sums.mean(num_views)
+    root = os.path.abspath(annotations.root or ".")
+    facts = IndexFacts(fingerprint(model), root, config.data.store)
+    table = moments_table(annotations, found.indices.numpy())
+    return MomentIndex(table, found.probabilities.numpy(), facts)
 
 
 def _moments(
@@ -128,10 +152,10 @@ def _moments(
         library, root = open_library(config.data.store), ""
         names: Sequence[str] = library.videos()
         if source:
-            sources = list_sources(source)[1]
+            sources = list_sources(source, config.data.root)[1]
             names = [one.name if one.name in library else one.path for one in sources]
     else:
-        root, sources = list_sources(source)
+        root, sources = list_sources(source, config.data.root)
         library, names = open_library(root=root), [one.name for one in sources]
     return _windows(library, names, window_seconds, root)
 
