@@ -281,6 +281,17 @@ def test_whole_videos_are_cut_into_windows_and_bad_ones_named(
         moments.embed(trained, out=tmp_path / "f.parquet")
 
 
+def test_a_run_of_paragraphs_embeds_moments_too(
+    videos: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_dual_encoder(trained).config
+    config = replace(config, data=replace(config.data, captions="paragraph"))
+    towers = load_dual_encoder(trained, config)
+    monkeypatch.setattr(embedding, "load_dual_encoder", lambda run: towers)
+    report = moments.embed(trained, videos / "val.csv", out=tmp_path / "f.parquet")
+    assert report.num_moments == 4
+
+
 def test_moments_that_cannot_be_read_are_left_out_and_listed(
     videos: Path, trained: Path, tmp_path: Path
 ) -> None:

@@ -117,6 +117,16 @@ def test_paragraphs_join_the_captions_of_a_video_by_time(tmp_path):
     assert records(joined) == [Record(0, "1@N00_2_3.avi", caption="a dog runs it sits")]
 
 
+def test_lists_that_hold_no_paragraphs_stay_as_they_are(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\na.mp4,wave\na.mp4,clap\n")
+    labels = read_annotations(str(tmp_path / "labels.csv"))
+    assert paragraphs(labels) is labels
+    clip = {"video_uid": "a", "clip_start": 0, "clip_end": 1, "clip_text": "x y z"}
+    question = {"answer": 1, "query": {"clip_text": "cuts"}, "choices": {"0": clip, "1": clip}}
+    asked = read(tmp_path, {"0": question})
+    assert paragraphs(asked) is asked
+
+
 def test_plain_records(tmp_path):
     entries = [
         {"path": "a.mp4", "caption": ["one", "two"], "start": 1, "end": 2.5},

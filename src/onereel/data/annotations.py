@@ -224,8 +224,11 @@ def read_annotations(source: str, root: str = "") -> Annotations:
 def paragraphs(annotations: Annotations) -> Annotations:
     """One record per video: its captions in order of time, joined into one that is about the whole video.
 
-    How DiDeMo and ActivityNet Captions are usually tested. A record's first caption counts where it has several.
+    How DiDeMo and ActivityNet Captions are usually tested. A record's first caption counts where it has several. A list
+    without captions, or of questions about its records, stays as it is.
     """
+    if not annotations.has_captions or annotations.origin.questions is not None:
+        return annotations
     said: dict[str, list[tuple[float, int, str]]] = {}
     for record in map(annotations.record, range(len(annotations))):
         if record.caption:

@@ -115,9 +115,9 @@ def embed(
 
 
 def _reading(config: RunConfig, root: str | Path, store: str | Path) -> RunConfig:
-    """A run's configuration for moments that lie elsewhere."""
+    """A run's configuration for moments that lie elsewhere, each at its own time whatever the run learned of videos."""
     root, store = (os.path.abspath(folder) if folder else "" for folder in (root, store))
-    return replace(config, data=replace(config.data, root=root, store=store))
+    return replace(config, data=replace(config.data, root=root, store=store, captions="each"))
 
 
 def _index(
