@@ -46,6 +46,11 @@ def test_the_encoder_takes_clips_weights(name):
     assert encoder.grid.num_tokens == tokens[name[-1], config.data.num_frames]
 
 
+def test_runs_test_themselves_as_often_as_published():
+    for name in NAMES:
+        assert load_recipe(name).train.eval_every == (5 if "ek100" in name else 1), name
+
+
 def test_rates_of_fine_tuning_follow_the_batch():
     for name in ("avion_ek100_cls_vitb", "avion_ek100_cls_vitl"):
         optim, clips = load_recipe(name).optim, GLOBAL[name]

@@ -57,7 +57,9 @@ def avion_ego4d_vitb() -> RunConfig:
         optim=OptimConfig(
             lr=3e-5, lr_batch_size=0, min_lr=3e-5, warmup_epochs=0, weight_decay=0.01
         ),
-        train=TrainConfig(epochs=5, batch_size_per_device=256, global_batch_size=2048),
+        train=TrainConfig(
+            epochs=5, batch_size_per_device=256, global_batch_size=2048, eval_every=1
+        ),
         eval=EvalConfig(batch_size_per_device=64),
     )
 
