@@ -29,7 +29,7 @@ from onereel.config import (
 )
 from onereel.errors import ConfigError, DataError
 from onereel.evaluation.scores import ViewSums
-from onereel.loading import load_dual_encoder
+from onereel.loading import _facts_of_run, load_dual_encoder
 from onereel.moments import embedding, journal
 from onereel.moments.index import MomentIndex
 from onereel.training import checkpoint, list_checkpoints
@@ -421,6 +421,18 @@ def test_both_towers_are_saved_and_come_back_to_the_bit(
     for name in ("config.json", "README.md", "model.safetensors", "tokenizer.json"):
         again = saved.save_pretrained(tmp_path / "again") / name
         assert again.read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_card_has_the_figures_of_every_kind_of_test(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"data": {"train": "a/train.csv", "val": ""}}')
+    (tmp_path / "eval").mkdir()
+    for figures in (
+        {"mean_map": 0.5, "mean_ndcg": 0.625},
+        {"accuracy": 0.5, "accuracy_intra": 0.25, "accuracy_inter": 0.75},
+        {"top1": 0.5, "verb_top1": 0.625, "noun_top1": 0.75},
+    ):
+        (tmp_path / "eval" / "val.json").write_text(json.dumps({**figures, "seconds": 3.0}))
+        assert _facts_of_run(tmp_path)["metrics"] == figures
 
 
 def test_saved_towers_are_taken_for_what_they_are(trained: Path, tmp_path: Path) -> None:

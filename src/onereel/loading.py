@@ -255,8 +255,10 @@ def _facts_of_run(run: Path) -> dict[str, Any]:
     path = run / "eval" / "val.json"
     result = json.loads(path.read_text()) if path.exists() else {}
     names = (
-        *("top1", "top5", "mean_class_accuracy", "kept_ratio", "num_videos"),
+        *("top1", "top5", "verb_top1", "noun_top1", "mean_class_accuracy"),
+        *("kept_ratio", "num_videos"),
         *("median_rank", "video_to_text_top1", "video_to_text_top5"),
+        *("mean_map", "mean_ndcg", "accuracy", "accuracy_intra", "accuracy_inter"),
     )
     config = json.loads((run / "config.json").read_text())["data"]
     return {
