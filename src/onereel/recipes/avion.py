@@ -75,8 +75,8 @@ def avion_ego4d_vitl() -> RunConfig:
 def avion_lavila_vitb() -> RunConfig:
     """ViT-B on LaViLa's rewritten and generated narrations (35 million texts): one of several is drawn each time.
 
-    Command: as avion_ego4d_vitb, with --data.train NARRATIONS.pkl, LaViLa's rephraser and narrator lists in one; an
-    epoch is then 8 million clips, and 5 epochs pass each clip 10 times.
+    Command: as avion_ego4d_vitb, with --data.train NARRATIONS.pkl, LaViLa's rephraser and narrator lists in one
+    (docs/language.md joins them); an epoch is then 8 million clips, and 5 epochs pass each clip 10 times.
     Time as published: 260 GPU hours. Score as published: zero-shot retrieval 32.9 mAP, 32.7 nDCG at 16 frames (33.2
     and 33.0 in the paper's text and on its project page). Not yet run by us.
     """
