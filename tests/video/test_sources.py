@@ -20,6 +20,21 @@ def test_a_folder_gives_its_videos_at_any_depth(tmp_path: Path) -> None:
     assert sources[0].path == str(tmp_path / "a/c.AVI")
 
 
+def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
+    """Each round would list every video again, until a path is too long for the system."""
+    for name in ("in/a/1.mp4", "in/b/2.mp4", "elsewhere/3.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/loop").symlink_to(".")
+    (tmp_path / "in/up").symlink_to(tmp_path)
+    (tmp_path / "in/a/b").symlink_to("../b")
+    (tmp_path / "in/b/a").symlink_to("../a")
+    (tmp_path / "in/linked").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to("../in")
+    names = [source.name for source in list_sources(tmp_path / "in")[1]]
+    assert names == ["a/1.mp4", "a/b/2.mp4", "b/2.mp4", "b/a/1.mp4", "linked/3.mp4"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -56,14 +56,23 @@ def list_sources(
 
 
 def files_below(folder: str, out: str = "") -> Iterator[str]:
-    """Files below `folder` with a video suffix, relative to it; hidden ones and the folder `out` left out."""
+    """Files below `folder` with a video suffix, relative to it; hidden ones and the folder `out` left out.
+
+    Links to folders are followed, but not back to one that is being walked.
+    """
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [
-            d for d in folders if not d.startswith(".") and os.path.join(parent, d) != out
-        ]
+        below = [(d, os.path.join(parent, d)) for d in folders if not d.startswith(".")]
+        folders[:] = [d for d, path in below if path != out and not _leads_back(path)]
         for file in files:
             if not file.startswith(".") and Path(file).suffix.lower() in VIDEO_SUFFIXES:
                 yield Path(os.path.relpath(os.path.join(parent, file), folder)).as_posix()
+
+
+def _leads_back(folder: str) -> bool:
+    """Whether it is a link to one of the folders that it lies in, by the way that was walked."""
+    if not os.path.islink(folder):
+        return False
+    return any(os.path.samefile(folder, parent) for parent in Path(os.path.abspath(folder)).parents)
 
 
 def _listed(path: Path) -> Iterator[str]:
