@@ -81,6 +81,13 @@ def test_other_labels_are_those_of_the_training_list(tmp_path: Path) -> None:
         ({"kind": "run-length"}, {"kind": "random", "threshold": 0.3}, "no threshold; leave it"),
         ({"kind": "random", "token_budget": 64}, {"keep_ratio": 0.3}, "counts in its place"),
         ({}, {"kind": "random", "token_budget": 64, "keep_ratio": 0.3}, "the one or the other"),
+        (
+            {},
+            {"keep_ratio": 0.3},
+            "keeps every token; add a selector, such as --tokens.kind random",
+        ),
+        ({}, {"token_budget": 64}, "--tokens.kind random, or leave it out"),
+        ({}, {"threshold": 0.3}, "--tokens.kind run-length, or leave it out"),
     ],
 )
 def test_a_setting_that_was_given_must_count(

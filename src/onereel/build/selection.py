@@ -100,6 +100,7 @@ def check_given(tokens: TokensConfig, before: TokensConfig) -> None:
     What was there before may be left over from another selector or budget, and does no harm.
     """
     if tokens.kind == "all":
+        _check_nothing_bounds_all(tokens, before)
         return
     if tokens.threshold != before.threshold and _budget_of(tokens) != "threshold":
         remedy = "" if tokens.kind in ("random", "tube") else "add --tokens.budget threshold, or "
@@ -112,6 +113,18 @@ def check_given(tokens: TokensConfig, before: TokensConfig) -> None:
             f"tokens.keep_ratio is {tokens.keep_ratio}, but tokens.token_budget is {tokens.token_budget}, which counts "
             "in its place; set the one or the other to 0"
         )
+
+
+def _check_nothing_bounds_all(tokens: TokensConfig, before: TokensConfig) -> None:
+    """Raise ConfigError for a bound given without a selector, where there was none before either."""
+    for name in ("threshold", "keep_ratio", "token_budget"):
+        given = getattr(tokens, name)
+        if before.kind == "all" and given != getattr(before, name):
+            selector = "run-length" if name == "threshold" else "random"
+            raise ConfigError(
+                f"tokens.{name} is {given}, but tokens.kind is all, which keeps every token; add a selector, such as "
+                f"--tokens.kind {selector}, or leave it out"
+            )
 
 
 def _budget_of(tokens: TokensConfig) -> str:
