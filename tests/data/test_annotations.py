@@ -83,10 +83,35 @@ def test_cells_may_be_separated_by_tabs(tmp_path, name):
         read_annotations(write(tmp_path, "path\tlabel\na.mp4\tb\tc\n"))
 
 
-@pytest.mark.parametrize("header", ["path label", "path caption start", "path  num_frames  label"])
+@pytest.mark.parametrize("header", ["Path;Label;Start", '"path";"label";"start"'])
+def test_a_spreadsheets_export_is_read_as_it_is(tmp_path, header):
+    text = f"\ufeff{header}\r\na b.mp4;takes, cup;1.5\r\nc.mp4;leaves;\r\n"
+    annotations = read_annotations(write(tmp_path, text))
+    assert records(annotations) == [
+        Record(0, "a b.mp4", "takes, cup", start=1.5),
+        Record(1, "c.mp4", "leaves"),
+    ]
+    with pytest.raises(DataError, match=r"line 2: 3 cells, but the header names 2.*a semicolon"):
+        read_annotations(write(tmp_path, "path;label\na.mp4;b;c\n"))
+
+
+def test_columns_that_are_only_kept_keep_their_capitals(tmp_path):
+    annotations = read_annotations(write(tmp_path, "path,label,Path,Camera\na,x,y,z\n"))
+    assert annotations.table.column_names == ["path", "label", "Path", "Camera"]
+
+
+def test_columns_that_look_like_seconds_are_named(tmp_path, caplog):
+    """A record's seconds that are passed over would make it one about the whole video."""
+    read_annotations(write(tmp_path, "path,label,start,end,end_frame\na,x,0,1,9\n"))
+    assert not caplog.text
+    read_annotations(write(tmp_path, "path,label,start_time,stop\na,x,0,1\n"))
+    assert "columns start_time, stop are not read as seconds" in caplog.text
+
+
+@pytest.mark.parametrize("header", ["path label", "path caption start", "Path  num_frames  Label"])
 @pytest.mark.parametrize("name", ["train.csv", "train.txt"])
 def test_a_header_without_commas_is_no_record(tmp_path, header, name):
-    with pytest.raises(DataError, match=rf"line 1: '{header}' names columns; .*by commas or tabs"):
+    with pytest.raises(DataError, match=rf"line 1: '{header}' names columns; .*by commas, tabs or"):
         read_annotations(write(tmp_path, f"{header}\na.mp4 1\n", name))
     assert records(read_annotations(write(tmp_path, "path 1\npath.mp4 x\n"))) == [
         Record(0, "path", "1"),
@@ -126,10 +151,13 @@ def test_bad_csv_is_refused_with_file_line_and_remedy(tmp_path, text, message):
     assert "train.csv" in str(error.value)
 
 
-def test_latin1_text_is_refused(tmp_path):
+def test_text_that_is_no_utf8_is_refused(tmp_path):
     path = tmp_path / "train.csv"
     path.write_bytes("path,label\ncafé.mp4,x\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"train\.csv: not UTF-8 text"):
+        read_annotations(str(path))
+    path.write_bytes("path\tlabel\na.mp4\tx\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"train\.csv: UTF-16 text; save it as UTF-8"):
         read_annotations(str(path))
 
 

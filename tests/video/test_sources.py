@@ -46,6 +46,7 @@ def test_a_link_that_leads_back_is_not_followed(tmp_path: Path) -> None:
         "label,path\nx,my video.mp4\ny,b.webm\n",
         'path,caption\n"my video.mp4","a, b"\nb.webm,c d\n',
         "\ufeffpath,label\r\nmy video.mp4,1\r\nb.webm,2\r\n",
+        "\ufeffLabel;Path\r\n1, 2;my video.mp4\r\n2;b.webm\r\n",
     ],
 )
 def test_every_form_of_list_names_each_video_once(tmp_path: Path, text: str) -> None:

@@ -197,7 +197,7 @@ def read_annotations(source: str, root: str = "") -> Annotations:
     """Read a list of videos in any of the forms that `data.sources` knows.
 
     Args:
-        source: a folder per class; a CSV (commas or tabs) with a header; a headerless `path label` list;
+        source: a folder per class; a CSV (commas, tabs or semicolons) with a header; a headerless `path label` list;
             EPIC-KITCHENS-100's CSV; captions in JSON (MSR-VTT's with `#split` behind it, if not all); MSR-VTT's test
             sentences; EgoClip's table; LaViLa's `.pkl`. A file whose first line names a column `path` is a CSV, and so
             is a `.csv` whose first line has commas and does not end in an integer label; any other file is a list.

@@ -76,16 +76,17 @@ def _leads_back(folder: str) -> bool:
 
 
 def _listed(path: Path) -> Iterator[str]:
-    """The paths of a CSV (commas or tabs) with a `path` column, or of the first column of anything else."""
+    """The paths of a CSV (commas, tabs or semicolons) with a `path` column, or of the first column of anything else."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is neither a video (by its suffix) nor a UTF-8 list") from error
     lines = [line for line in text.splitlines() if line.strip()]
-    for delimiter in (",", "\t"):
+    for delimiter in (",", "\t", ";"):
         header = [cell.strip() for cell in next(csv.reader(lines[:1], delimiter=delimiter), [])]
-        if "path" in header:
-            column = header.index("path")
+        names = header if "path" in header else [name.lower() for name in header]
+        if "path" in names:
+            column = names.index("path")
             rows = csv.reader(lines[1:], delimiter=delimiter)
             yield from (row[column] for row in rows if len(row) > column and row[column])
             return

@@ -1,12 +1,16 @@
 """CSV with a header: `path,label` or `path,caption[,start,end]`, in any order; further columns are kept.
 
-Cells may be separated by tabs instead, where those of the header are.
+Cells may be separated by tabs or semicolons instead, where those of the header are (spreadsheets export semicolons
+where 1.5 is written 1,5), and the names of these columns may have capitals.
 Where nothing is said about the videos (masked pre-training) there may be `path[,start,end]` and no further column.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,23 +19,43 @@ import pyarrow.csv as arrow_csv
 
 from onereel.errors import DataError, did_you_mean
 
+logger = logging.getLogger(__name__)
+
 REQUIRED_CELLS = ("path", "label", "caption")
+COLUMNS = (*REQUIRED_CELLS, "start", "end")
+SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon"}
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+"""How such a file begins; a spreadsheet's "Unicode text" is one."""
+SPANS = {"start": {"start", "begin", "from"}, "end": {"end", "stop", "to"}}
+"""Words of names that other lists give to these columns."""
 # Seconds ("12.5"), mm:ss or hh:mm:ss, as EPIC-KITCHENS writes them ("00:00:01.89").
 TIME = r"^(?:(?:(?P<hours>\d+):)?(?P<minutes>\d+):)?(?P<seconds>\d+(?:\.\d*)?)$"
 
 
 def read_header(path: Path) -> list[str]:
-    """The cells of the first line, stripped; empty for an empty file."""
+    """The cells of the first line, stripped, known names in lower case; empty for an empty file."""
+    with path.open("rb") as file:
+        if file.read(2) in UTF16:
+            raise DataError(f"{path}: UTF-16 text; save it as UTF-8")
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file, delimiter=delimiter_of(path))
-        return [cell.strip() for cell in next(reader, [])]
+        return _names(next(csv.reader(file, delimiter=delimiter_of(path)), []))
 
 
 def delimiter_of(path: Path) -> str:
-    """What separates the cells: a tab where the first line so separated has a cell `path`, else a comma."""
+    """What separates the cells: a tab or a semicolon where the first line, so cut, has a cell `path`; else a comma."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        cells = [cell.strip() for cell in file.readline().split("\t")]
-    return "\t" if len(cells) > 1 and "path" in cells else ","
+        line = file.readline()
+    for delimiter in ("\t", ";"):
+        names = _names(next(csv.reader([line], delimiter=delimiter), []))
+        if len(names) > 1 and "path" in names:
+            return delimiter
+    return ","
+
+
+def _names(cells: Sequence[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    lower = [name.lower() for name in names]
+    return [low if low in COLUMNS and low not in names else name for name, low in zip(names, lower)]
 
 
 def read_csv(path: Path) -> pa.Table:
@@ -41,13 +65,18 @@ def read_csv(path: Path) -> pa.Table:
     """
     header = _checked_header(path)
     table = read_cells(path, header)
-    for name in (*REQUIRED_CELLS, "start", "end"):
+    _warn_of_spans(path, header)
+    for name in COLUMNS:
         if name in header:
             trimmed = pc.utf8_trim_whitespace(table[name])
             table = table.set_column(header.index(name), name, trimmed)
     for name in REQUIRED_CELLS:
         if name in header:
-            require(path, pc.not_equal(table[name], ""), f"the {name} is empty; fill it in")
+            require(
+                path,
+                pc.not_equal(table[name], ""),
+                f"the {name} is empty; fill it in, or remove the line",
+            )
     for name in ("start", "end"):
         if name in header:
             table = table.set_column(header.index(name), name, seconds(path, table[name], name))
@@ -55,6 +84,23 @@ def read_csv(path: Path) -> pa.Table:
         ordered = pc.fill_null(pc.less(table["start"], table["end"]), True)
         require(path, ordered, "end must be after start")
     return table
+
+
+def _warn_of_spans(path: Path, header: list[str]) -> None:
+    """Say which columns look like seconds of the records and are not read as such."""
+    found = [
+        name
+        for column, words in SPANS.items()
+        if column not in header
+        for name in header
+        if name not in COLUMNS and words & set(re.split(r"[^a-z]+", name.lower()))
+    ]
+    if found:
+        logger.warning(
+            "%s: %s not read as seconds: if a record is about a part of its video, name the columns start and end",
+            path,
+            f"column {found[0]} is" if len(found) == 1 else f"columns {', '.join(found)} are",
+        )
 
 
 def read_cells(path: Path, header: list[str]) -> pa.Table:
@@ -92,7 +138,7 @@ def _checked_header(path: Path) -> list[str]:
             f"{path}, line 1: no column 'path' among {', '.join(header)}.{did_you_mean('path', header)} "
             "The first line of a CSV names its columns: path,label or path,caption[,start,end]"
         )
-    strange = [name for name in header if name not in (*REQUIRED_CELLS, "start", "end")]
+    strange = [name for name in header if name not in COLUMNS]
     if strange and "label" not in header and "caption" not in header:
         raise DataError(
             f"{path}, line 1: neither a column 'label' nor 'caption' among {', '.join(header)}."
@@ -112,7 +158,7 @@ def _row_problem(path: Path, header: list[str], arrow_message: str) -> str:
             reader = csv.reader(file, delimiter=delimiter)
             for cells in reader:
                 if cells and len(cells) != len(header):
-                    separator = "comma" if delimiter == "," else "tab"
+                    separator = SEPARATORS[delimiter]
                     return (
                         f"{path}, line {reader.line_num}: {len(cells)} cells, but the header names {len(header)}; "
                         f'put quotes around a cell that holds a {separator}: "a{delimiter} b"'

@@ -15,7 +15,7 @@ import pyarrow.csv as arrow_csv
 
 from onereel.errors import DataError
 
-HEADER = r"^\s*[\"']?path\b[^.]*[\s;|](?!\d+\s*$)\S+\s*$"  # a video called `path` has a number for a label
+HEADER = r"(?i)^\s*[\"']?path\b[^.]*[\s;|](?!\d+\s*$)\S+\s*$"  # a video called `path` has a number for a label
 TWO_FIELDS = r"^\s*(?P<path>\S|\S.*\S)\s+(?P<label>\S+)\s*$"
 THREE_FIELDS = r"^\s*(?P<path>\S.*\.\w{2,5})\s+(?P<num_frames>\d+)\s+(?P<label>\S+)\s*$"
 
@@ -37,8 +37,8 @@ def read_list(path: Path) -> pa.Table:
     lines = table["line"].filter(pc.not_equal(pc.utf8_trim_whitespace(table["line"]), ""))
     if len(lines) and re.match(HEADER, lines[0].as_py()):
         raise DataError(
-            f"{path}, line 1: {lines[0].as_py()!r} names columns; separate them, and the cells, by commas or tabs "
-            "(path,label), or leave this line out: a list without it has a path, a space and a label on each line"
+            f"{path}, line 1: {lines[0].as_py()!r} names columns; separate them, and the cells, by commas, tabs or "
+            "semicolons (path,label), or leave this line out: without it, each line has a path, a space and a label"
         )
     fields = pc.extract_regex(lines, THREE_FIELDS)
     if fields.null_count:
