@@ -140,6 +140,22 @@ def test_predict_says_which_file_it_could_not_read(
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 3
 
 
+def test_predict_takes_one_file_a_folder_and_a_list(
+    trained: Path, videos: Path, tmp_path: Path
+) -> None:
+    one = onereel.predict(trained, str(videos / "clip 0.mp4"))
+    assert one == onereel.predict(trained, videos / "clip 0.mp4")
+    assert [answer.video for answer in one] == [str(videos / "clip 0.mp4")]
+    for given, count in ((videos, 8), (videos / "val.csv", 4)):
+        out = tmp_path / f"{count}.csv"
+        assert main(["predict", str(trained), str(given), "--out", str(out)]) == 0
+        assert len(out.read_text().splitlines()) == 1 + count
+
+
+def test_a_notebook_completes_the_public_names() -> None:
+    assert set(onereel.__all__) <= set(dir(onereel))
+
+
 def test_starting_from_another_run(trained: Path, videos: Path, tmp_path: Path) -> None:
     config = replace(TINY, model=replace(TINY.model, pretrained=str(trained)))
     data = str(videos / "train.csv")

@@ -17,3 +17,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module("onereel.api"), name)
     raise AttributeError(f"module 'onereel' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # So that a notebook completes them.
+    return sorted({*globals(), *__all__})

@@ -19,11 +19,12 @@ from onereel.training import pick_device
 from onereel.tuning import Choice, choose
 from onereel.tuning.settings import threads
 from onereel.video.library import open_library
+from onereel.video.sources import named_videos
 
 
 def predict(
     run: str | Path,
-    videos: Sequence[str | Path],
+    videos: str | Path | Sequence[str | Path],
     *,
     top_k: int = 5,
     num_clips: int | None = None,
@@ -38,6 +39,7 @@ def predict(
     """Label raw video files, one answer each; a file that cannot be read is answered with its reason.
 
     Args:
+        videos: one or several of: a file, a folder (searched recursively), a list or CSV with a path column.
         num_clips, num_crops: views of each video; None: the run's, or those of the table of budgets.
         budget, latency_ms, target_accuracy: at most one: the most accurate row of RUN/budgets.json (`tune_budget`)
             with that many tokens per clip at most, or whose latency per video is promised to be within it; or the
@@ -63,7 +65,7 @@ def predict(
         return _predict(
             trained.model.to(chosen),
             open_library(timeout_seconds=data.timeout_seconds),
-            [str(video) for video in videos],
+            named_videos(videos),
             class_names=trained.class_names,
             num_frames=build.frames_read(trained.config),
             size=data.size,

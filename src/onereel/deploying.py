@@ -176,7 +176,7 @@ def predict(
 
     Args:
         run: run folder.
-        videos: video files.
+        videos: video files, folders (searched recursively), lists or CSVs with a path column.
         out: also write the answers here: .json or .csv; until all are there, NAME.partial.csv has those so far.
         top_k: classes per video.
         num_clips: clips spread over each video; default: the run's.
@@ -188,6 +188,7 @@ def predict(
     """
     from onereel import api
     from onereel.evaluation.predict import check_predictions_path, exit_code
+    from onereel.video.sources import named_videos
 
     if not videos:
         raise ConfigError("predict needs videos: onereel predict RUN VIDEO...")
@@ -195,6 +196,7 @@ def predict(
         raise ConfigError(f"--top-k is {top_k}; allowed: 1 or more")
     if out:
         check_predictions_path(out)
+    files = named_videos(videos)
     console = Console()
     choices: list[Choice] = []
     with progress_bar("predict") as told, _Kept(out) as kept:
@@ -202,11 +204,11 @@ def predict(
         def show(answer: Prediction | Quarantined) -> None:
             _print_answer(console, answer)
             kept.add(answer)
-            told(len(kept.answers), len(videos))
+            told(len(kept.answers), len(files))
 
         predictions = api.predict(
             run,
-            list(videos),
+            files,
             top_k=top_k,
             num_clips=num_clips,
             num_crops=num_crops,

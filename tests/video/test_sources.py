@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onereel.errors import DataError
-from onereel.video.sources import list_sources
+from onereel.video.sources import list_sources, named_videos
 
 
 def test_a_folder_gives_its_videos_at_any_depth(tmp_path: Path) -> None:
@@ -75,3 +75,19 @@ def test_nothing_to_prepare_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="neither a video"):
         list_sources(tmp_path / "list.csv")
+
+
+def test_folders_and_lists_stand_for_their_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("in/b.mp4", "in/deep/a.mp4", "in/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in/list.csv").write_text("path,label\nabsent.mp4,x\n/b.mp4,y\n")
+    monkeypatch.chdir(tmp_path)
+    assert named_videos("in") == ["in/b.mp4", "in/deep/a.mp4"]
+    assert named_videos(["z.mp4", tmp_path / "in/b.mp4", "in/list.csv"]) == [
+        *("z.mp4", str(tmp_path / "in/b.mp4"), "/b.mp4", "in/absent.mp4")
+    ]
+    with pytest.raises(DataError, match="names no video"):
+        named_videos(tmp_path / "in/notes.txt")

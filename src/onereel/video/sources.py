@@ -12,6 +12,8 @@ from onereel.errors import DataError
 from onereel.video.manifest import video_folder
 from onereel.video.probe import VIDEO_SUFFIXES
 
+LIST_SUFFIXES = (".csv", ".tsv", ".txt")
+
 
 class Source(NamedTuple):
     """One video: its name in the store, the file it is read from, and the folder of its chunks, below the store."""
@@ -53,6 +55,27 @@ def list_sources(
             f"{source} names no video; files with these suffixes count: {' '.join(sorted(VIDEO_SUFFIXES))}"
         )
     return folder, sources
+
+
+def named_videos(
+    given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> list[str]:
+    """The paths that `given`, one or several, stands for: a folder for the videos in it, a list for those it names.
+
+    Anything else stands for itself, whether it is there or not. Raises DataError where a folder or list has no video.
+    """
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    videos: list[str] = []
+    for each in several:
+        one = os.fspath(each)
+        if os.path.isdir(one):
+            videos += [os.path.join(one, source.name) for source in list_sources(one)[1]]
+        elif os.path.isfile(one) and Path(one).suffix.lower() in LIST_SUFFIXES:
+            folder = os.path.dirname(one)
+            videos += [os.path.join(folder, source.name) for source in list_sources(one)[1]]
+        else:
+            videos.append(one)
+    return videos
 
 
 def files_below(folder: str, out: str = "") -> Iterator[str]:
