@@ -37,6 +37,9 @@ class FakeLibrary:
     def __contains__(self, video: str) -> bool:
         return not video.startswith("gone")
 
+    def videos(self) -> list[str]:
+        return []
+
     def chunk_frames(self, video: str) -> int:
         return self.num_chunk_frames
 

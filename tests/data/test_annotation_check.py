@@ -33,6 +33,23 @@ def test_check_reports_everything(fake_library, annotations_of):
         assert part in str(report)
 
 
+def test_a_missing_file_is_told_from_a_misspelt_one(fake_library, annotations_of):
+    class Library(fake_library):
+        def __contains__(self, video: str) -> bool:
+            return video in self.videos()
+
+        def videos(self) -> list[str]:
+            return ["wave/Clip 1.mp4", "wave/b.v2.mov"]
+
+    names = [r"Wave\Clip 1.mp4", "wave/clip 1", "wave/b.v2", "wave/b", "wave/b.v2.mov"]
+    report = check_annotations(annotations_of(names, ["x"] * 5), Library(), 16)
+    assert report.missing == tuple(names[:4])
+    assert report.similar == dict(
+        zip(names, ["wave/Clip 1.mp4", "wave/Clip 1.mp4", "wave/b.v2.mov"])
+    )
+    assert "wave/clip 1 (there is wave/Clip 1.mp4)\n" in str(report)
+
+
 def test_check_of_a_good_list_is_ok(fake_library, annotations_of):
     report = check_annotations(annotations_of(["a", "b"], ["x", "x"]), fake_library(), 16)
     assert report.ok

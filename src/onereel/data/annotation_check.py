@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from onereel.data.annotations import Annotations, Record
 from onereel.data.sampling import frame_span, is_past_end
 from onereel.errors import DataError, DecodeError
 from onereel.types import Quarantined, VideoInfo
+from onereel.video.probe import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from onereel.video.library import VideoLibrary
@@ -23,6 +25,7 @@ class AnnotationReport:
 
     Attributes:
         missing: videos that the library does not have.
+        similar: of these, the video it has whose name differs in suffix, capitals or backslashes only.
         unreadable: videos that it has and cannot read, with the reason.
         outside: records that start after the end of their video.
         cut: records that end after it; their clips end with the video.
@@ -39,6 +42,7 @@ class AnnotationReport:
     num_videos: int
     span_frames: int
     missing: tuple[str, ...]
+    similar: Mapping[str, str]
     unreadable: tuple[Quarantined, ...]
     outside: tuple[Record, ...]
     cut: tuple[Record, ...]
@@ -75,7 +79,8 @@ class AnnotationReport:
         return "\n".join(lines)
 
     def _sections(self) -> Iterator[tuple[str, list[str]]]:
-        yield "missing files", list(self.missing)
+        meant = {name: f"{name} (there is {found})" for name, found in self.similar.items()}
+        yield "missing files", [meant.get(name, name) for name in self.missing]
         yield "unreadable files", [f"{q.path}: {q.reason}" for q in self.unreadable]
         records = {
             "records outside their video": self.outside,
@@ -134,6 +139,7 @@ def check_annotations(
         num_videos=len(videos.infos),
         span_frames=span_frames,
         missing=tuple(videos.missing),
+        similar=_similar(videos.missing, library),
         unreadable=tuple(videos.unreadable),
         outside=tuple(outside),
         cut=tuple(cut),
@@ -166,6 +172,17 @@ class _Videos:
                 except DecodeError as error:
                     self.unreadable.append(Quarantined(path, error.reason, error.frame))
         return self.infos[path]
+
+
+def _similar(missing: Sequence[str], library: VideoLibrary) -> dict[str, str]:
+    """What a spreadsheet, or another system, made of the name of a video that is there."""
+    there = {_plain(video): video for video in library.videos()} if missing else {}
+    return {name: there[_plain(name)] for name in missing if _plain(name) in there}
+
+
+def _plain(name: str) -> str:
+    path = PurePosixPath(name.replace("\\", "/").lower())
+    return str(path.with_suffix("") if path.suffix in VIDEO_SUFFIXES else path)
 
 
 def _seconds(record: Record, info: VideoInfo) -> float:
