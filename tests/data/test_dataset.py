@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from onereel.config import DataConfig
 from onereel.data.annotations import Annotations, Origin
@@ -26,6 +27,13 @@ def test_a_spec_is_a_pure_function_of_its_key(dataset_of):
     assert [again.spec(key) for key in reversed(keys)] == specs[::-1]
     assert len({(spec.frame_indices, spec.crop, spec.video) for spec in specs}) == len(specs)
     assert dataset_of(2, seed=1).spec(keys[0]) != specs[0]
+
+
+def test_a_plain_loader_is_told_what_a_sample_is_asked_for_by(dataset_of):
+    loader = DataLoader(dataset_of(2), sampler=[SampleKey(1, 0)], collate_fn=list)
+    assert [batch[0].key for batch in loader] == [SampleKey(1, 0)]
+    with pytest.raises(TypeError, match=r"by SampleKey\(epoch, index\), not by 0"):
+        dataset_of(2)[0]
 
 
 def test_training_views_share_their_frames_and_differ_in_their_crop(dataset_of):

@@ -236,7 +236,13 @@ class ClipDataset:
         return self.reader.spec(self.annotations.record(key.index), key)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """Read the clip of `key`. Raises DecodeError."""
+        """Read the clip of `key`. Raises DecodeError; TypeError for a number, as a plain DataLoader gives it."""
+        if not isinstance(key, SampleKey):
+            # Taken as a sample of epoch 0, it would be the same frames and crop in every epoch.
+            raise TypeError(
+                f"a sample is asked for by SampleKey(epoch, index), not by {key!r}: give DataLoader a sampler of such "
+                "keys and a collate_fn for onereel.data.dataset.Sample, or take onereel.data.loader.ClipLoader"
+            )
         return self.reader.read(self.annotations.record(key.index), [key])[0]
 
     def read_views(self, index: int, epoch: int, views: Sequence[int]) -> list[Sample]:
