@@ -198,7 +198,8 @@ def train_command(argv: Sequence[str]) -> int:
         if len(argv) != 2:
             raise ConfigError(
                 "`onereel train --resume RUN` takes the run folder and nothing else: the run's own "
-                "config.json says the rest. To change settings, start a new run."
+                "config.json says the rest, and is where a list, a root or a store that was moved is corrected. "
+                "To change settings, start a new run."
             )
         api.resume(argv[1])
         return 0

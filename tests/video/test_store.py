@@ -162,6 +162,8 @@ def test_a_file_that_changed_behind_its_index_is_refused(folder: Path, tmp_path:
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no folder .*gone; if the store was moved, say"):
+        ChunkStore(str(tmp_path / "gone"))
     with pytest.raises(DataError, match="onereel prepare SRC"):
         ChunkStore(str(tmp_path))
     (tmp_path / "store.json").write_text('{"format": 99}')

@@ -33,9 +33,12 @@ def read_marker(store: Path) -> dict[str, Any]:
     try:
         content = json.loads((store / MARKER).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(
-            f"{store} is not a chunk store (no {MARKER}); make one with `onereel prepare SRC --out {store}`"
-        ) from error
+        problem = f"{store} is not a chunk store (no {MARKER})"
+        if not store.is_dir():
+            problem = (
+                f"there is no folder {store}; if the store was moved, say where it is (data.store)"
+            )
+        raise DataError(f"{problem}; make one with `onereel prepare SRC --out {store}`") from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"{store / MARKER} cannot be read ({error}); prepare into a new folder"
