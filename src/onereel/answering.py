@@ -10,16 +10,20 @@ from typing import Any
 import torch
 
 from onereel import build
+from onereel.config import RunConfig
 from onereel.errors import ConfigError
 from onereel.evaluation.budget_table import Wanted
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
-from onereel.loading import load
+from onereel.loading import TrainedModel, load
 from onereel.training import pick_device
 from onereel.tuning import Choice, choose
 from onereel.tuning.settings import threads
 from onereel.video.library import open_library
 from onereel.video.sources import named_videos
+
+MANY_VIDEOS = 32
+"""Fewer are read before workers have started."""
 
 
 def predict(
@@ -30,6 +34,7 @@ def predict(
     num_clips: int | None = None,
     num_crops: int | None = None,
     device: str = "auto",
+    num_workers: int | None = None,
     budget: int | None = None,
     latency_ms: float | None = None,
     target_accuracy: float | None = None,
@@ -41,6 +46,8 @@ def predict(
     Args:
         videos: one or several of: a file, a folder (searched recursively), a list or CSV with a path column.
         num_clips, num_crops: views of each video; None: the run's, or those of the table of budgets.
+        num_workers: processes that read ahead. None: on CUDA, of 32 videos or more, the run's (the cores left
+            over), else none; a CPU is best used by the model.
         budget, latency_ms, target_accuracy: at most one: the most accurate row of RUN/budgets.json (`tune_budget`)
             with that many tokens per clip at most, or whose latency per video is promised to be within it; or the
             quickest row of that accuracy (a share). Answers then say how long they took.
@@ -53,39 +60,67 @@ def predict(
     trained, chosen, choice = load(run), pick_device(device), None
     wishes = (budget, latency_ms, target_accuracy)
     if any(wish is not None for wish in wishes):
-        _check_no_views(num_clips, num_crops)
+        _check_as_measured(num_clips, num_crops, num_workers)
         choice = choose(run, trained, Wanted(*wishes), chosen)
         if on_choice is not None:
             on_choice(choice)
         trained = choice.apply(trained)
-    data, given = trained.config.data, {"num_clips": num_clips, "num_crops": num_crops}
-    asked: dict[str, Any] = {name: count for name, count in given.items() if count is not None}
-    views = replace(trained.config.eval, **asked)
+    config = trained.config
+    asked = {"num_clips": num_clips, "num_crops": num_crops}
+    views = replace(config.eval, **{key: n for key, n in asked.items() if n is not None})
+    files = named_videos(videos)
     with threads(choice.num_threads if choice else torch.get_num_threads()):
         return _predict(
             trained.model.to(chosen),
-            open_library(timeout_seconds=data.timeout_seconds),
-            named_videos(videos),
-            class_names=trained.class_names,
-            num_frames=build.frames_read(trained.config),
-            size=data.size,
-            sampling=data.sampling,
-            sampling_rate=data.sampling_rate,
+            open_library(timeout_seconds=config.data.timeout_seconds),
+            files,
+            **_settings(trained),
             num_clips=views.num_clips,
             num_crops=views.num_crops,
             top_k=top_k,
             device=chosen,
-            precision=trained.config.train.precision,
-            augment=trained.config.augment,
-            seed=trained.config.seed,
+            num_workers=_num_workers(num_workers, config, chosen, len(files), choice is not None),
             timed=choice is not None,
             on_answer=on_answer,
         )
 
 
-def _check_no_views(num_clips: int | None, num_crops: int | None) -> None:
+def _settings(trained: TrainedModel) -> dict[str, Any]:
+    """How the model is shown clips: as it was trained."""
+    config = trained.config
+    return {
+        "class_names": trained.class_names,
+        "num_frames": build.frames_read(config),
+        "size": config.data.size,
+        "sampling": config.data.sampling,
+        "sampling_rate": config.data.sampling_rate,
+        "precision": config.train.precision,
+        "augment": config.augment,
+        "seed": config.seed,
+    }
+
+
+def _check_as_measured(
+    num_clips: int | None, num_crops: int | None, num_workers: int | None
+) -> None:
     if num_clips is not None or num_crops is not None:
         raise ConfigError(
             "the views are part of what was measured: leave num_clips and num_crops out, or measure with others by "
             "`onereel tune-budget --num-clips N --num-crops N --overwrite`"
         )
+    if num_workers:
+        raise ConfigError(
+            f"num_workers is {num_workers}, but a promised latency is that of one video after the other: leave it out"
+        )
+
+
+def _num_workers(
+    asked: int | None, config: RunConfig, device: torch.device, num_videos: int, timed: bool
+) -> int:
+    """Processes that read: as asked; else those of the run where they pay."""
+    if asked is not None:
+        if asked < 0:
+            raise ConfigError(f"num_workers is {asked}; allowed: 0 or more")
+        return asked
+    pays = device.type == "cuda" and num_videos >= MANY_VIDEOS and not timed
+    return build.num_workers(config) if pays else 0

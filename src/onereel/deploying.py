@@ -166,6 +166,7 @@ def predict(
     latency_ms: float | None = None,
     target_accuracy: float | None = None,
     device: str = "auto",
+    num_workers: int | None = None,
 ) -> int:
     """Label videos with a trained run.
 
@@ -185,6 +186,7 @@ def predict(
         latency_ms: the most accurate whose median latency per video, from the file to the answer, is within this.
         target_accuracy: the quickest that reaches this share of right answers on the table's list, 0.9 for 90 %.
         device: auto, cpu or cuda.
+        num_workers: processes that read ahead; default: on CUDA, of many videos, the cores left over, else none.
     """
     from onereel import api
     from onereel.evaluation.predict import check_predictions_path, exit_code
@@ -213,6 +215,7 @@ def predict(
             num_clips=num_clips,
             num_crops=num_crops,
             device=device,
+            num_workers=num_workers,
             budget=budget,
             latency_ms=latency_ms,
             target_accuracy=target_accuracy,

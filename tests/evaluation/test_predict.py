@@ -77,6 +77,16 @@ def test_an_answer_does_not_depend_on_the_other_videos_batches_or_runs(
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
+def test_answers_of_workers_are_those_of_one_process(model: VideoModel, folder: Path) -> None:
+    videos = ["b.mp4", "broken.mp4", "a.mp4", "absent.mp4", "b.mp4"]
+    options = {"num_clips": 2, "num_crops": 3, "batch_size": 4}
+    alone = answers_for(model, folder, videos, **options)
+    assert [type(one) for one in alone] == [
+        *(Prediction, Quarantined, Prediction, Quarantined, Prediction)
+    ]
+    assert answers_for(model, folder, videos, num_workers=2, **options) == alone
+
+
 def test_bf16_is_close_and_another_precision_is_refused(model: VideoModel, folder: Path) -> None:
     exact = answers_for(model, folder, ["a.mp4"], top_k=3)[0]
     half = answers_for(model, folder, ["a.mp4"], top_k=3, precision="bf16")[0]

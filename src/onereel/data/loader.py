@@ -21,7 +21,7 @@ from onereel.data.dataset import ClipDataset, ClipReader, Sample
 from onereel.data.features import FeatureCache, FeatureReader
 from onereel.data.order import shuffled
 from onereel.data.shapes import FlexibleShapes
-from onereel.data.workers import main_hidden_from, worker_options
+from onereel.data.workers import main_hidden_from, received, worker_options
 from onereel.data.yuv import black, stacked
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.types import Batch, ClipShape, Packed, SampleKey, YuvClips
@@ -182,23 +182,12 @@ class ClipLoader:
         self._next = None
         seen = failed = 0
         for j in range(start, self._plan.num_read):
-            loaded = self._receive()
+            loaded = received(self._stream, "lower data.num_workers or data.prefetch")
             seen += self._plan.num_samples(j)
             failed += len(loaded.failures)
             self._report(loaded.failures, seen, failed)
             self._next = self._plan.following(epoch, j)
             yield _to_batch(loaded, j)
-
-    def _receive(self) -> _Loaded:
-        try:
-            return next(self._stream)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a data worker died ({error}). Usually the system ran out of memory, or of shared memory in a "
-                "container (docker run --shm-size 16g); lower data.num_workers or data.prefetch"
-            ) from error
 
     def _report(self, failures: list[_Failure], seen: int, failed: int) -> None:
         """Log and quarantine `failures`; raise if they are too many."""

@@ -6,15 +6,19 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from onereel.errors import DataError
 from onereel.processes import hidden_main
 
 if TYPE_CHECKING:
     from onereel.video.library import VideoLibrary
+
+Item = TypeVar("Item")
 
 LIFE_CHECK_SECONDS = 1.0
 """How long a worker may outlive a training process that was killed, if its decoder answers."""
@@ -41,6 +45,19 @@ def worker_options(num_workers: int, prefetch: int, library: VideoLibrary) -> di
 def main_hidden_from(library: VideoLibrary) -> AbstractContextManager[None]:
     """`hidden_main`, unless the program's main module defines the library, which workers then must import."""
     return nullcontext() if type(library).__module__ == "__main__" else hidden_main()
+
+
+def received(stream: Iterator[Item], remedy: str) -> Item:
+    """The next item that a DataLoader's workers made. Raises DataError, with what to do, where one was killed."""
+    try:
+        return next(stream)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a data worker died ({error}). Usually the system ran out of memory, or of shared memory in a container "
+            f"(docker run --shm-size 16g); {remedy}"
+        ) from error
 
 
 def _start_worker(worker: int) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from onereel.config import AugmentConfig
-from onereel.data.annotations import Annotations
+from onereel.data.annotations import Annotations, Record
 from onereel.data.augment import BatchAugment
-from onereel.data.dataset import ClipDataset
+from onereel.data.dataset import ClipDataset, ClipReader
+from onereel.data.workers import main_hidden_from, received, worker_options
 from onereel.data.yuv import stacked
 from onereel.errors import ConfigError, DecodeError
 from onereel.evaluation.classification import top_predictions
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from onereel.video.library import VideoLibrary
 
 Answer = Prediction | Quarantined
+Job = tuple[Record, list[SampleKey]]
+"""A video and the views of it that are averaged."""
+READ_AHEAD = 2
+"""Videos that each worker has ready."""
 TIMES = ("index_ms", "answer_ms", "wall_ms")
 
 
@@ -55,6 +62,7 @@ def predict(
     augment: AugmentConfig | None = None,
     batch_size: int = 8,
     seed: int = 0,
+    num_workers: int = 0,
     timed: bool = False,
     on_answer: Callable[[Answer], None] | None = None,
 ) -> list[Answer]:
@@ -86,12 +94,12 @@ def predict(
         dataset,
         BatchAugment(augment or AugmentConfig(), None, seed, training=False),
         class_names=class_names,
-        num_views=num_clips * num_crops,
         top_k=top_k,
         device=device,
         precision=precision,
         batch_size=batch_size,
         seed=seed,
+        num_workers=num_workers,
         timed=timed,
     )
     return list(_told(answers, on_answer))
@@ -112,55 +120,69 @@ def iter_predictions(
     augment: BatchTransform,
     *,
     class_names: Sequence[str],
-    num_views: int,
     top_k: int = 5,
     device: torch.device | str = "cpu",
     precision: str = "auto",
     batch_size: int = 8,
     seed: int = 0,
+    num_workers: int = 0,
     timed: bool = False,
 ) -> Iterator[Answer]:
-    """One answer per record of `dataset`, as soon as it is known; memory holds one batch of views.
+    """One answer per record of `dataset`, as soon as it is known; memory holds the views of one video, or of two for
+    each worker.
 
     A video that cannot be read in one of its views is answered with Quarantined, which names the reason, and the
     others go on: part of the views would be another, silently worse, test.
 
     Args:
-        timed: say in each answer how long it took; the first video is answered twice, since the first forward pass
-            and the first decode of a process take longer.
+        num_workers: processes that read ahead; the answers are the same with any.
+        timed: say in each answer how long it took, without workers; the first video is answered twice, since the first
+            forward pass and the first decode of a process take longer.
     """
-    reply = partial(
-        video_probabilities,
+    jobs = [
+        (dataset.annotations.record(index), views_of(index, dataset.num_views))
+        for index in range(len(dataset))
+    ]
+    probabilities = partial(
+        mean_probabilities,
         model,
-        dataset,
         augment,
-        num_views=num_views,
         device=torch.device(device),
         precision=precision,
         batch_size=batch_size,
         seed=seed,
     )
-    warm, clock = not timed, own_clock(torch.device(device))
-    for index in range(len(dataset)):
-        path = dataset.annotations.record(index).path
-        try:
-            start = _now(clock)
-            dataset.library.info(path)
-            indexed = _now(clock)
-            if not warm:
-                reply(index)
-                warm = True
-            began = _now(clock)
-            probabilities = reply(index)
-            answered = _now(clock)
-        except DecodeError as error:
-            yield Quarantined(path, error.reason, error.frame, where="predict")
-            continue
-        except OSError as error:
-            yield Quarantined(path, error.strerror or str(error), where="predict")
-            continue
-        answer = top_predictions(path, probabilities, class_names, top_k)
-        if timed:
+
+    def answer(read: Batch | Quarantined) -> Answer:
+        if isinstance(read, Quarantined):
+            return read
+        path = jobs[read.keys[0].index][0].path
+        return top_predictions(path, probabilities(read), class_names, top_k)
+
+    reader = _VideoReader(dataset.reader)
+    if timed:
+        clock = own_clock(torch.device(device))
+        return _timed(jobs, dataset.library, lambda job: answer(reader[job]), clock)
+    return map(answer, _reads(reader, jobs, num_workers))
+
+
+def _timed(
+    jobs: Iterable[Job],
+    library: VideoLibrary,
+    reply: Callable[[Job], Answer],
+    clock: Callable[[], float],
+) -> Iterator[Answer]:
+    warm = False
+    for job in jobs:
+        start = _now(clock)
+        with suppress(DecodeError, OSError):  # what is wrong is said when it is read
+            library.info(job[0].path)
+        indexed = _now(clock)
+        warm = warm or isinstance(reply(job), Prediction)
+        began = _now(clock)
+        answer = reply(job)
+        answered = _now(clock)
+        if isinstance(answer, Prediction):
             index_ms, wall = (indexed - start).tolist()
             answer_ms, more = (answered - began).tolist()
             answer = replace(answer, index_ms=index_ms, answer_ms=answer_ms, wall_ms=wall + more)
@@ -170,6 +192,54 @@ def iter_predictions(
 def _now(clock: Callable[[], float]) -> np.ndarray:
     """Milliseconds by `clock` and by the wall clock."""
     return 1e3 * np.array([clock(), time.perf_counter()])
+
+
+class _VideoReader(Dataset):
+    """All views of a video as a batch, or why there is none; in a worker or here."""
+
+    def __init__(self, reader: ClipReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, job: Job) -> Batch | Quarantined:
+        record, keys = job
+        try:
+            return _read(self.reader, record, keys)
+        except DecodeError as error:
+            return Quarantined(record.path, error.reason, error.frame, where="predict")
+        except OSError as error:
+            return Quarantined(record.path, error.strerror or str(error), where="predict")
+
+
+def _reads(
+    reader: _VideoReader, jobs: list[Job], num_workers: int
+) -> Iterator[Batch | Quarantined]:
+    """What `reader` makes of `jobs`, in their order. Raises DataError where a worker was killed."""
+    if not num_workers:
+        yield from map(reader.__getitem__, jobs)
+        return
+    library = reader.reader.library
+    # Strange to typing: a job is no index.
+    sampler: Any = jobs
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        sampler=sampler,
+        collate_fn=_unchanged,
+        **worker_options(num_workers, READ_AHEAD, library),
+    )
+    with main_hidden_from(library):
+        stream = iter(loader)
+    for _ in jobs:
+        yield received(stream, "read in fewer processes, or in none: --num-workers 0")
+
+
+def _unchanged(read: Any) -> Any:
+    return read
+
+
+def views_of(index: int, num_views: int) -> list[SampleKey]:
+    """The keys of all views of record `index`."""
+    return [SampleKey(0, index, view) for view in range(num_views)]
 
 
 def video_probabilities(
@@ -184,25 +254,46 @@ def video_probabilities(
     batch_size: int = 8,
     seed: int = 0,
 ) -> Tensor:
-    """float32 `(K,)` on the host: the mean over the views of record `index`, read one after the other.
+    """float32 `(K,)` on the host: the mean over the views of record `index`. Raises DecodeError, or OSError."""
+    batch = _read(dataset.reader, dataset.annotations.record(index), views_of(index, num_views))
+    return mean_probabilities(
+        model,
+        augment,
+        batch,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
-    Raises DecodeError, or OSError.
-    """
+
+def _read(reader: ClipReader, record: Record, keys: list[SampleKey]) -> Batch:
+    clips = stacked([sample.clip for sample in reader.read(record, keys)])
+    return Batch(clips=clips, keys=keys, num_clips=len(keys))
+
+
+def mean_probabilities(
+    model: VideoModel,
+    augment: BatchTransform,
+    batch: Batch,
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    seed: int,
+) -> Tensor:
+    """float32 `(K,)` on the host: the mean over the views of a video, `batch_size` of which the model sees at once."""
+    assert isinstance(batch.clips, Tensor)  # as the loader scales them
     sums = ViewSums()
-    keys = [SampleKey(0, index, view) for view in range(num_views)]
-    for first in range(0, num_views, batch_size):
-        batch = _read(dataset, keys[first : first + batch_size])
+    for first in range(0, len(batch.keys), batch_size):
+        keys = batch.keys[first : first + batch_size]
+        part = Batch(clips=batch.clips[first : first + batch_size], keys=keys, num_clips=len(keys))
         with evaluating(model):
             probabilities, _ = view_probabilities(
-                model, augment(batch, device), precision=precision, seed=seed
+                model, augment(part, device), precision=precision, seed=seed
             )
-        sums.add(batch.keys, probabilities)
-    return sums.mean(num_views).probabilities[0]
-
-
-def _read(dataset: ClipDataset, keys: list[SampleKey]) -> Batch:
-    clips = stacked([dataset[key].clip for key in keys])
-    return Batch(clips=clips, keys=keys, num_clips=len(keys))
+        sums.add(keys, probabilities)
+    return sums.mean(len(batch.keys)).probabilities[0]
 
 
 def exit_code(answers: Iterable[Answer]) -> int:
