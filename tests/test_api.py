@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import onereel
-from onereel import api, build
+from onereel import answering, api, build
 from onereel.cli import main
 from onereel.config import (
     AugmentConfig,
@@ -33,6 +34,7 @@ from onereel.config import (
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.evaluation.classification import ClassificationResult
 from onereel.training import CheckpointError, create_run, list_checkpoints
+from onereel.types import Quarantined
 
 TINY = RunConfig(
     recipe="tiny",
@@ -150,6 +152,38 @@ def test_predict_takes_one_file_a_folder_and_a_list(
         out = tmp_path / f"{count}.csv"
         assert main(["predict", str(trained), str(given), "--out", str(out)]) == 0
         assert len(out.read_text().splitlines()) == 1 + count
+
+
+def test_an_interrupted_prediction_goes_on_from_its_journal(
+    trained: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    files = [broken, videos]
+    whole = onereel.predict(trained, files, num_workers=1)
+    assert len(whole) == 9
+    journal, asked, told = tmp_path / "j.jsonl", [], []
+    predict = answering._predict
+
+    def remembering(model: Any, library: Any, paths: list[str], **options: Any) -> Any:
+        asked.append(paths)
+        return predict(model, library, paths, **options)
+
+    def stop(answer: object) -> None:
+        told.append(answer)
+        if len(told) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(answering, "_predict", remembering)
+    with pytest.raises(KeyboardInterrupt):
+        onereel.predict(trained, files, journal=journal, on_answer=stop)
+    told.clear()
+    assert onereel.predict(trained, files, journal=journal, on_answer=told.append) == whole == told
+    # What could not be read is tried again.
+    everything = [one.path if isinstance(one, Quarantined) else one.video for one in whole]
+    assert asked == [everything, [everything[0], *everything[5:]]]
+    onereel.predict(trained, files, journal=journal, num_crops=3)
+    assert asked[2] == everything
 
 
 def test_a_notebook_completes_the_public_names() -> None:

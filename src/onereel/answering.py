@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import torch
 
 from onereel import build
-from onereel.config import RunConfig
+from onereel.config import EvalConfig, RunConfig, to_json
 from onereel.errors import ConfigError
+from onereel.evaluation.answer_journal import AnswerJournal
 from onereel.evaluation.budget_table import Wanted
 from onereel.evaluation.predict import Answer
 from onereel.evaluation.predict import predict as _predict
 from onereel.loading import TrainedModel, load
 from onereel.training import pick_device
 from onereel.tuning import Choice, choose
+from onereel.tuning.circumstances import weights_of
 from onereel.tuning.settings import threads
+from onereel.types import Prediction
 from onereel.video.library import open_library
 from onereel.video.sources import named_videos
 
@@ -38,6 +42,7 @@ def predict(
     budget: int | None = None,
     latency_ms: float | None = None,
     target_accuracy: float | None = None,
+    journal: str | Path = "",
     on_choice: Callable[[Choice], None] | None = None,
     on_answer: Callable[[Answer], None] | None = None,
 ) -> list[Answer]:
@@ -46,50 +51,69 @@ def predict(
     Args:
         videos: one or several of: a file, a folder (searched recursively), a list or CSV with a path column.
         num_clips, num_crops: views of each video; None: the run's, or those of the table of budgets.
-        num_workers: processes that read ahead. None: on CUDA, of 32 videos or more, the run's (the cores left
-            over), else none; a CPU is best used by the model.
+        num_workers: processes that read ahead. None: on CUDA, of 32 videos or more, the cores left over, else none.
         budget, latency_ms, target_accuracy: at most one: the most accurate row of RUN/budgets.json (`tune_budget`)
             with that many tokens per clip at most, or whose latency per video is promised to be within it; or the
-            quickest row of that accuracy (a share). Answers then say how long they took.
+            quickest of that accuracy (a share). Answers then say how long they took.
+        journal: a file that answers are appended to as they come. Those that it has already, by the same model and
+            settings and of files that have not changed since, are not asked for again.
         on_choice: called with the row before it is used.
-        on_answer: called with each answer as soon as it is known.
+        on_answer: called with each answer, in order, as soon as it is known.
 
     Raises:
         ConfigError: there is no table for the run's weights, or none of its rows fits.
     """
     trained, chosen, choice = load(run), pick_device(device), None
-    wishes = (budget, latency_ms, target_accuracy)
-    if any(wish is not None for wish in wishes):
+    if any(wish is not None for wish in (budget, latency_ms, target_accuracy)):
         _check_as_measured(num_clips, num_crops, num_workers)
-        choice = choose(run, trained, Wanted(*wishes), chosen)
+        choice = choose(run, trained, Wanted(budget, latency_ms, target_accuracy), chosen)
         if on_choice is not None:
             on_choice(choice)
         trained = choice.apply(trained)
-    config = trained.config
-    asked = {"num_clips": num_clips, "num_crops": num_crops}
-    views = replace(config.eval, **{key: n for key, n in asked.items() if n is not None})
+    given = {"num_clips": num_clips, "num_crops": num_crops}
+    asked: dict[str, Any] = {name: count for name, count in given.items() if count is not None}
+    views = replace(trained.config.eval, **asked)
+    settings = {**_settings(trained, views), "top_k": top_k, "timed": choice is not None}
     files = named_videos(videos)
+    kept = AnswerJournal(Path(journal), _key(trained, settings)) if journal else None
+    known = kept.read(files) if kept else {}
+    rest = [file for file in files if file not in known]
+    workers = _num_workers(num_workers, trained.config, chosen, len(rest), choice)
+    library = open_library(timeout_seconds=trained.config.data.timeout_seconds)
+    model, answers = trained.model.to(chosen), []
     with threads(choice.num_threads if choice else torch.get_num_threads()):
-        return _predict(
-            trained.model.to(chosen),
-            open_library(timeout_seconds=config.data.timeout_seconds),
-            files,
-            **_settings(trained),
-            num_clips=views.num_clips,
-            num_crops=views.num_crops,
-            top_k=top_k,
-            device=chosen,
-            num_workers=_num_workers(num_workers, config, chosen, len(files), choice is not None),
-            timed=choice is not None,
-            on_answer=on_answer,
-        )
+        fresh = _predict(model, library, rest, device=chosen, num_workers=workers, **settings)
+        for answer in _in_order(files, known, fresh, kept):
+            if on_answer is not None:
+                on_answer(answer)
+            answers.append(answer)
+    return answers
 
 
-def _settings(trained: TrainedModel) -> dict[str, Any]:
+def _in_order(
+    files: Sequence[str],
+    known: Mapping[str, Answer],
+    fresh: Iterator[Answer],
+    kept: AnswerJournal | None,
+) -> Iterator[Answer]:
+    """An answer for each of `files`: known, or the next of the `fresh` ones, which are kept."""
+    for file in files:
+        if file in known:
+            yield known[file]
+            continue
+        answer = next(fresh)
+        if kept is not None and isinstance(answer, Prediction):
+            kept.add(answer)
+        yield answer
+
+
+def _settings(trained: TrainedModel, views: EvalConfig) -> dict[str, Any]:
     """How the model is shown clips: as it was trained."""
     config = trained.config
     return {
         "class_names": trained.class_names,
+        "num_clips": views.num_clips,
+        "num_crops": views.num_crops,
         "num_frames": build.frames_read(config),
         "size": config.data.size,
         "sampling": config.data.sampling,
@@ -98,6 +122,12 @@ def _settings(trained: TrainedModel) -> dict[str, Any]:
         "augment": config.augment,
         "seed": config.seed,
     }
+
+
+def _key(trained: TrainedModel, settings: dict[str, Any]) -> str:
+    """Tells answers by this model and under these settings from others."""
+    told = (weights_of(trained), to_json(trained.config), settings)
+    return hashlib.blake2b(repr(told).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def _check_as_measured(
@@ -115,12 +145,16 @@ def _check_as_measured(
 
 
 def _num_workers(
-    asked: int | None, config: RunConfig, device: torch.device, num_videos: int, timed: bool
+    asked: int | None,
+    config: RunConfig,
+    device: torch.device,
+    num_videos: int,
+    choice: Choice | None,
 ) -> int:
     """Processes that read: as asked; else those of the run where they pay."""
     if asked is not None:
         if asked < 0:
             raise ConfigError(f"num_workers is {asked}; allowed: 0 or more")
         return asked
-    pays = device.type == "cuda" and num_videos >= MANY_VIDEOS and not timed
+    pays = device.type == "cuda" and num_videos >= MANY_VIDEOS and choice is None
     return build.num_workers(config) if pays else 0

@@ -6,8 +6,8 @@ Options are the parameters of the plain functions below; tyro turns their types 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from onereel.tuning import Choice
 
 Run = Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
-SECONDS_BETWEEN = 30.0
-"""From one writing of the answers that there are so far to the next."""
 WIDE = 118
 """Columns of the table where there is no terminal that says."""
 
@@ -178,7 +176,8 @@ def predict(
     Args:
         run: run folder.
         videos: video files, folders (searched recursively), lists or CSVs with a path column.
-        out: also write the answers here: .json or .csv; until all are there, NAME.partial.csv has those so far.
+        out: also write the answers here: .json or .csv; until all are there, NAME.partial.jsonl has those so
+            far, and the same command goes on from them.
         top_k: classes per video.
         num_clips: clips spread over each video; default: the run's.
         num_crops: 1 (centre) or 3; default: the run's.
@@ -189,7 +188,8 @@ def predict(
         num_workers: processes that read ahead; default: on CUDA, of many videos, the cores left over, else none.
     """
     from onereel import api
-    from onereel.evaluation.predict import check_predictions_path, exit_code
+    from onereel.evaluation.answer_journal import journal_beside
+    from onereel.evaluation.predict import check_predictions_path, exit_code, write_predictions
     from onereel.video.sources import named_videos
 
     if not videos:
@@ -199,16 +199,18 @@ def predict(
     if out:
         check_predictions_path(out)
     files = named_videos(videos)
+    journal = journal_beside(out) if out else None
     console = Console()
     choices: list[Choice] = []
-    with progress_bar("predict") as told, _Kept(out) as kept:
+    answers: list[Prediction | Quarantined] = []
+    with progress_bar("predict") as told, _said_where(journal, answers):
 
         def show(answer: Prediction | Quarantined) -> None:
             _print_answer(console, answer)
-            kept.add(answer)
-            told(len(kept.answers), len(files))
+            answers.append(answer)
+            told(len(answers), len(files))
 
-        predictions = api.predict(
+        api.predict(
             run,
             files,
             top_k=top_k,
@@ -219,54 +221,31 @@ def predict(
             budget=budget,
             latency_ms=latency_ms,
             target_accuracy=target_accuracy,
+            journal=journal or "",
             on_choice=choices.append,
             on_answer=show,
         )
+        if journal is not None:
+            write_predictions(answers, out)
+            journal.unlink(missing_ok=True)
     for choice in choices:
-        text = f"{choice}\n{choice.measured(predictions)}"
+        text = f"{choice}\n{choice.measured(answers)}"
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-    return exit_code(predictions)
+    return exit_code(answers)
 
 
-class _Kept:
-    """Answers as they come; those to be written to `out` lie in a file beside it until all are there.
-
-    Use it as a context manager: what ends the block early leaves that file, with all answers until then.
-    """
-
-    def __init__(self, out: str) -> None:
-        self.answers: list[Prediction | Quarantined] = []
-        self.out = Path(out) if out else None
-        self._due = time.monotonic() + SECONDS_BETWEEN
-
-    @property
-    def path(self) -> Path | None:
-        """The file beside: labels.partial.csv."""
-        return self.out and self.out.with_name(f"{self.out.stem}.partial{self.out.suffix}")
-
-    def add(self, answer: Prediction | Quarantined) -> None:
-        self.answers.append(answer)
-        if self.path is not None and time.monotonic() > self._due:
-            self._write(self.path)
-            self._due = time.monotonic() + SECONDS_BETWEEN
-
-    def _write(self, path: Path) -> None:
-        from onereel.evaluation.predict import write_predictions
-
-        write_predictions(self.answers, path)
-
-    def __enter__(self) -> _Kept:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self.out is None or self.path is None:
-            return
-        if kind is None:
-            self._write(self.out)
-            self.path.unlink(missing_ok=True)
-        elif self.answers:
-            self._write(self.path)
-            print(f"{len(self.answers)} answers until then: {self.path}", file=sys.stderr)
+@contextmanager
+def _said_where(journal: Path | None, answers: list[Prediction | Quarantined]) -> Iterator[None]:
+    """Say, where the block ends early, what is kept of its answers."""
+    try:
+        yield
+    except BaseException:
+        if journal is not None and answers:
+            print(
+                f"{len(answers)} answers until then: {journal}; the same command goes on from there",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _print_answer(console: Console, answer: Prediction | Quarantined) -> None:

@@ -48,7 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., P
 
 def answers_for(model: VideoModel, folder: Path, videos: list[str], **options: object) -> list:
     library = RawVideos(str(folder), cache=str(folder / "cache"))
-    return predict(model, library, videos, class_names=NAMES, num_frames=4, size=32, **options)
+    answers = predict(model, library, videos, class_names=NAMES, num_frames=4, size=32, **options)
+    return list(answers)
 
 
 def test_a_broken_video_is_answered_and_the_others_go_on(model: VideoModel, folder: Path) -> None:

@@ -64,8 +64,7 @@ def predict(
     seed: int = 0,
     num_workers: int = 0,
     timed: bool = False,
-    on_answer: Callable[[Answer], None] | None = None,
-) -> list[Answer]:
+) -> Iterator[Answer]:
     """The answers of `iter_predictions` for `videos`, in their order.
 
     Args:
@@ -73,7 +72,6 @@ def predict(
         num_frames, size, sampling, sampling_rate: as the model was trained.
         num_clips, num_crops: views per video, whose probabilities are averaged.
         augment: of which only mean and std are used; default: ImageNet's.
-        on_answer: called with each answer as soon as it is known.
     """
     dataset = ClipDataset(
         Annotations.of_videos(videos),
@@ -89,7 +87,7 @@ def predict(
         num_clips=num_clips,
         num_crops=num_crops,
     )
-    answers = iter_predictions(
+    return iter_predictions(
         model,
         dataset,
         BatchAugment(augment or AugmentConfig(), None, seed, training=False),
@@ -102,16 +100,6 @@ def predict(
         num_workers=num_workers,
         timed=timed,
     )
-    return list(_told(answers, on_answer))
-
-
-def _told(
-    answers: Iterable[Answer], on_answer: Callable[[Answer], None] | None
-) -> Iterator[Answer]:
-    for answer in answers:
-        if on_answer is not None:
-            on_answer(answer)
-        yield answer
 
 
 def iter_predictions(
