@@ -264,7 +264,7 @@ def _facts_of_run(run: Path) -> dict[str, Any]:
     return {
         "train_list": Path(config["train"]).name,
         "val_list": Path(config["val"]).name,
-        "metrics": {name: result[name] for name in names if name in result},
+        "metrics": {name: result[name] for name in names if result.get(name) is not None},
     }
 
 
