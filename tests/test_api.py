@@ -410,6 +410,21 @@ def test_predictions_are_refused_before_they_are_made(
     assert "eval.num_clips is 0" in capsys.readouterr().err
 
 
+def test_check_writes_what_is_usable(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed, out = tmp_path / "list.csv", tmp_path / "usable.csv"
+    listed.write_text("path,label\nclip 0.mp4,wave\ngone.mp4,wave\nclip 1.mp4,throw\n")
+    check = ["prepare", "--check", str(listed), "--root", str(videos)]
+    assert main([*check, "--usable", str(out)]) == 0
+    assert f"wrote {out}: 2 of 3 records" in capsys.readouterr().out
+    assert main(["prepare", "--check", str(out)]) == 0
+    listed.write_text("path,label\ngone.mp4,wave\n")
+    assert main([*check, "--usable", str(tmp_path / "none.csv")]) == 1
+    assert not (tmp_path / "none.csv").exists()
+    assert main(["prepare", "videos", "--out", "store", "--usable", "x.csv"]) == 2
+
+
 def test_check_names_labels_that_training_lacks(
     videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

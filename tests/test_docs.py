@@ -40,7 +40,14 @@ class Called:
         configs = [one for one in (*given, options.get("config")) if isinstance(one, RunConfig)]
         self.configs += configs
         return SimpleNamespace(
-            ok=True, chunks=1, num_failed=0, broken=(), step=0, run=Path("runs/x")
+            ok=True,
+            usable=(),
+            num_records=0,
+            chunks=1,
+            num_failed=0,
+            broken=(),
+            step=0,
+            run=Path("runs/x"),
         )
 
 

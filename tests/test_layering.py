@@ -20,7 +20,9 @@ LEVELS: dict[str, int] = {
     **dict.fromkeys(
         ("fitting", "loading", "teaching", "export", "validation", "pictures", "caching"), 4
     ),
-    **dict.fromkeys(("answering", "api", "doctor", "inspection", "moments", "tuning"), 4),
+    **dict.fromkeys(
+        ("answering", "checking", "api", "doctor", "inspection", "moments", "tuning"), 4
+    ),
     **dict.fromkeys(("commands", "demo", "deploying", "finding", "sharing"), 5),
     "cli": 6,
 }

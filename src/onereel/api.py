@@ -16,10 +16,9 @@ import torch
 from onereel import build
 from onereel.answering import predict as predict
 from onereel.caching import cached_lessons, cached_loader, check_cache, discard_features
+from onereel.checking import check_annotations as check_annotations
 from onereel.config import RunConfig, from_dict
 from onereel.config.model import FAMILIES, family_of
-from onereel.data.annotation_check import AnnotationReport
-from onereel.data.annotation_check import check_annotations as _check_annotations
 from onereel.data.annotations import Annotations
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
@@ -113,25 +112,6 @@ def create_model(name: str, num_classes: int, **options: Any) -> VideoModel:
 def prepare(source: str | Path, out: str | Path, **options: Any) -> PrepareReport:
     """Cut videos into a chunk store: see `onereel.video.prepare.prepare`."""
     return _prepare(str(source), str(out), **options)
-
-
-def check_annotations(
-    path: str, *, root: str = "", store: str = "", labels: str = "", recipe: str = ""
-) -> AnnotationReport:
-    """Examine a list: missing files, unknown labels, clips shorter than the span, class counts.
-
-    Args:
-        labels: training list whose labels are the known ones; empty: all are.
-        recipe: whose clips are asked for; empty: 16 frames over the whole video.
-    """
-    config = load_recipe(recipe) if recipe else RunConfig()
-    config = replace(config, data=replace(config.data, root=root, store=store))
-    annotations = build.build_annotations(config, path)
-    data = config.data
-    rate = data.sampling_rate if data.sampling == "dense" else 1
-    library = build.build_library(config, annotations)
-    known = build.build_annotations(config, labels).label_names() if labels else None
-    return _check_annotations(annotations, library, build.frames_read(config), rate, known)
 
 
 def train(

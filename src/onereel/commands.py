@@ -73,6 +73,7 @@ def prepare(
     store: str = "",
     labels: str = "",
     recipe: str = "",
+    usable: str = "",
 ) -> int:
     """Cut long videos into a chunk store; or, with --check, examine an annotation list.
 
@@ -96,6 +97,8 @@ def prepare(
         store: with --check: the store that the clips will be read from.
         labels: with --check: training list whose labels are the known ones.
         recipe: with --check: recipe whose clips the videos must be long enough for.
+        usable: with --check: write the records that can be used, a list of their own: .csv, or .jsonl where they have
+            several captions each.
     """
     from onereel import api
 
@@ -105,13 +108,16 @@ def prepare(
         )
     if check:
         findings = api.check_annotations(
-            check, root=root, store=store, labels=labels, recipe=recipe
+            check, root=root, store=store, labels=labels, recipe=recipe, usable=usable
         )
         print(findings)
-        return 0 if findings.ok else 1
-    if store or labels or recipe:
+        wrote = bool(usable and findings.usable)
+        if wrote:
+            print(f"wrote {usable}: {len(findings.usable)} of {findings.num_records} records")
+        return 0 if findings.ok or wrote else 1
+    if store or labels or recipe or usable:
         raise ConfigError(
-            "--store, --labels and --recipe go with --check LIST; a new store is --out"
+            "--store, --labels, --recipe and --usable go with --check LIST; a new store is --out"
         )
     if not source or not out:
         raise ConfigError(

@@ -138,5 +138,5 @@ def _check_present(dataset: ClipDataset) -> None:
         raise DataError(
             f"{annotations.source}: {len(missing)} of {len(paths)} videos are not there: "
             f"{', '.join(missing[:5])}{more}. Correct the list, data.root or data.store; "
-            "`onereel prepare --check LIST` names all"
+            "`onereel prepare --check LIST` names all, and with --usable NEW.csv writes the list without them"
         )

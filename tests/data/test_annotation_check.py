@@ -28,6 +28,7 @@ def test_check_reports_everything(fake_library, annotations_of):
     assert report.unknown_labels == {"zz": 1}
     assert report.class_counts == {"x": 4, "y": 1, "zz": 1}
     assert report.single_clip_classes == ("y", "zz")
+    assert report.usable == (2, 3)
     assert not report.ok
     for part in ("gone.mp4", "bad.mp4: not a video", "zz (1 records)", "shorter than 31 frames"):
         assert part in str(report)

@@ -35,6 +35,7 @@ class AnnotationReport:
         left_out: entries of the source that are no records, by reason.
         unknown_labels: records per label that is not among the allowed ones.
         class_counts: records per label.
+        usable: records that are none of missing, unreadable, outside or of an unknown label.
     """
 
     source: str
@@ -52,6 +53,7 @@ class AnnotationReport:
     left_out: Mapping[str, int]
     unknown_labels: dict[str, int]
     class_counts: dict[str, int]
+    usable: tuple[int, ...]
 
     @property
     def ok(self) -> bool:
@@ -112,8 +114,10 @@ def check_annotations(
         label_names: allowed labels; None: all.
     """
     span_frames = (num_frames - 1) * sampling_rate + 1
+    counts = annotations.label_counts()
+    known = counts if label_names is None else set(label_names)
     videos = _Videos(library)
-    outside, cut, tiny, short, num_crossing = [], [], [], [], 0
+    outside, cut, tiny, short, usable, num_crossing = [], [], [], [], [], 0
     for record in map(annotations.record, range(len(annotations))):
         info = videos.info(record.path)
         if info is None:
@@ -131,8 +135,8 @@ def check_annotations(
             short.append(record)
         chunk_frames = library.chunk_frames(record.path)
         num_crossing += chunk_frames > 0 and first // chunk_frames != (stop - 1) // chunk_frames
-    counts = annotations.label_counts()
-    known = counts if label_names is None else set(label_names)
+        if record.label is None or record.label in known:
+            usable.append(record.index)
     return AnnotationReport(
         source=annotations.source,
         num_records=len(annotations),
@@ -149,6 +153,7 @@ def check_annotations(
         left_out=annotations.origin.left_out,
         unknown_labels={name: count for name, count in counts.items() if name not in known},
         class_counts=counts,
+        usable=tuple(usable),
     )
 
 

@@ -210,8 +210,8 @@ class ClipLoader:
                 f"{failed} of {seen} samples of epoch {failures[-1].key.epoch} could not be read; allowed: "
                 f"data.max_bad_ratio = {self._max_bad_ratio:g} of the epoch's {self._plan.samples_per_epoch}. "
                 f"The last: {failures[-1].error}.{where} Repair or remove these files "
-                "(`onereel prepare --check LIST` finds them), check data.root and data.store, or raise "
-                "data.max_bad_ratio"
+                "(`onereel prepare --check LIST --usable NEW.csv` leaves them out), check data.root and data.store, or "
+                "raise data.max_bad_ratio"
             )
 
 
