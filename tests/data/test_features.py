@@ -120,6 +120,21 @@ def test_shards_are_memory_mapped_and_closed(tmp_path: Path) -> None:
     assert "cache/view000" in Path("/proc/self/maps").read_text()
 
 
+def test_maps_do_not_grow_with_the_number_of_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc to count memory maps in")
+    monkeypatch.setattr(features_module, "KEPT_SHARDS", 2)
+    cache = make(tmp_path / "cache")
+    for sample in range(5):
+        write(cache, 0, [sample])
+    for _ in range(2):
+        assert_holds(cache, 0, range(5))
+    assert 0 < maps.read_text().count(str(tmp_path)) <= 2
+
+
 def test_a_full_shard_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features_module, "SHARD_BYTES", 1)
     cache = make(tmp_path / "cache")

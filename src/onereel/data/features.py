@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ SHARD_BYTES = 32 << 20
 """Features that a shard holds before it is written, and so what a killed process loses at most."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 NOT_THERE, FAILED = -1, -2
+KEPT_SHARDS = 8192
+"""Shards that a process holds memory maps of: Linux allows 65,530 maps, and large features have more shards."""
 
 Key = Mapping[str, Any]
 """What features depend on: names of settings, or of what was hashed, to JSON values."""
@@ -153,10 +156,10 @@ class FeatureCache:
         self.grid, self.embed_dim, self.dtype = grid, embed_dim, DTYPES[dtype]
         self._places: list[_Places] | None = None
         self._shards: list[Path] = []
-        self._open: dict[int, tuple[Tensor, Tensor]] = {}
+        self._open: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_places": None, "_shards": [], "_open": {}}
+        return {**self.__dict__, "_places": None, "_shards": [], "_open": OrderedDict()}
 
     @property
     def bytes_per_clip(self) -> int:
@@ -193,11 +196,19 @@ class FeatureCache:
             raise DataError(
                 f"{self.folder} lacks view {view} of sample {sample}: start the run again"
             )
-        if shard not in self._open:
-            values, frames = _read(self._shards[shard], "values", "frames")
-            self._open[shard] = values, frames
-        values, frames = self._open[shard]
+        values, frames = self._shard(shard)
         return values[first : first + length], frames[first : first + length]
+
+    def _shard(self, number: int) -> tuple[Tensor, Tensor]:
+        """Values and frames of a shard: one of those used last, or mapped now."""
+        opened = self._open.pop(number, None)
+        if opened is None:
+            values, frames = _read(self._shards[number], "values", "frames")
+            opened = values, frames
+        self._open[number] = opened
+        if len(self._open) > KEPT_SHARDS:
+            self._open.popitem(last=False)
+        return opened
 
     def _paths(self, view: int, rank: str = "*") -> list[Path]:
         return sorted(self.folder.glob(f"view{view:03d}-{rank}-*.safetensors"))
