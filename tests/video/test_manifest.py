@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from onereel.video.manifest import ROWS, RowsByVideo, video_folder
-from onereel.video.prepare import PrepareReport
+from onereel.video.prepare import PrepareReport, _report
+from onereel.video.schedule import Outcome
 
 MakeVideo = Callable[..., Path]
 Run = Callable[..., PrepareReport]
@@ -122,3 +123,27 @@ def test_rows_of_many_videos_take_no_memory_of_their_own() -> None:
         assert table["chunk"].to_pylist() == list(range(counts[int(name[:6])]))
     assert len(rows) == len(names)
     assert resident_bytes() - before < 100e6  # 20,000 slices would be more than 300 MB
+
+
+def test_the_report_of_many_videos_copies_no_packets(tmp_path: Path) -> None:
+    num_videos, num_packets = 2000, 450
+    ranks = np.tile(np.arange(num_packets, dtype=np.int32), num_videos)
+    starts = np.arange(num_videos + 1, dtype=np.int32) * num_packets
+    columns = {field.name: pa.nulls(num_videos, field.type) for field in ROWS}
+    columns |= {
+        "chunk": pa.array(np.zeros(num_videos, np.int32)),
+        "source_bytes": pa.array(np.full(num_videos, 7)),
+        "rank": pa.ListArray.from_arrays(pa.array(starts), pa.array(ranks)),
+    }
+    rows = pa.table(columns, schema=ROWS)
+    with pa.ipc.new_file(str(tmp_path / "packets.arrow"), ROWS) as writer:
+        writer.write_table(rows)
+    usual = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        report = _report(tmp_path, Outcome(), 1.0)
+    finally:
+        pa.set_memory_pool(usual)
+    assert (report.videos, report.source_bytes) == (num_videos, 7 * num_videos)
+    assert counted.max_memory() < ranks.nbytes / 4

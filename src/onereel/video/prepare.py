@@ -268,9 +268,13 @@ def _write_quarantine(store: Path, outcome: Outcome) -> None:
     write_atomically(store / "quarantine.csv", content)
 
 
+_SUMMED = ("chunk", "source_bytes", "start_seconds", "end_seconds", "bytes", "psnr")
+
+
 def _report(store: Path, outcome: Outcome, wall_seconds: float) -> PrepareReport:
-    rows = read_rows(store / "packets.arrow")
-    videos = rows.filter(pc.equal(rows["chunk"], 0)).select(["source_bytes"])
+    # Only what is summed: a filter copies, and the packets of a large store are gigabytes.
+    rows = read_rows(store / "packets.arrow").select(_SUMMED)
+    videos = rows.filter(pc.equal(rows["chunk"], 0))
     seconds = pc.subtract(rows["end_seconds"], rows["start_seconds"])
     return PrepareReport(
         store=str(store),
