@@ -126,6 +126,39 @@ def test_names_have_many_spellings(folder: Path, store: ChunkStore) -> None:
         store.info("two.mp4")
 
 
+def test_files_that_are_links_have_two_names(
+    folder: Path, tmp_path: Path, run: Callable[..., object]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").symlink_to(folder / "in" / "one.mp4")
+    (tmp_path / "way").symlink_to(tmp_path / "in", target_is_directory=True)
+    run(tmp_path / "in", tmp_path / "out")
+    store = ChunkStore(str(tmp_path / "out"))
+    for name in (
+        folder / "in" / "one.mp4",
+        tmp_path / "way" / "a.mp4",
+        folder / "in/../in/one.mp4",
+    ):
+        assert str(name) in store
+    assert str(folder / "in" / "two.avi") not in store
+
+
+def test_a_video_that_is_not_there_costs_no_look_at_each_that_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, resolved = ChunkStore(str(folder / "out")), []
+    monkeypatch.setattr(store, "videos", lambda: [f"deep/{n:05d}.mp4" for n in range(1000)])
+    resolve = os.path.realpath
+
+    def counted(path: str) -> str:
+        resolved.append(path)
+        return resolve(path)
+
+    monkeypatch.setattr("onereel.video.store.os.path.realpath", counted)
+    assert "missing.mp4" not in store
+    assert len(resolved) < 10
+
+
 def test_it_travels_to_workers_and_to_other_folders(folder: Path, store: ChunkStore) -> None:
     spec = ClipSpec("deep/er/c.mkv", (3, 30), WHOLE, SIZE)
     clip = store.read(spec)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +61,7 @@ class ChunkStore:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("_rows", "_aliases")}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_rows", "_real_paths")}
         return {**kept, "_files": OrderedDict(), "_entries": OrderedDict()}
 
     def __contains__(self, video: str) -> bool:
@@ -173,16 +174,37 @@ class ChunkStore:
 
     def _find(self, video: str) -> int | None:
         """The row of the first chunk of `video`, by its name or another spelling of it; None where there is none."""
-        if (row := self._rows.find(video)) is not None:
-            return row
+        rows = map(self._rows.find, self._spellings(video))
+        return next((row for row in rows if row is not None), None)
+
+    def _spellings(self, video: str) -> Iterator[str]:
+        """Names that `video` may have in the store, the cheapest to find first."""
+        yield video
         full = os.path.normpath(os.path.join(self._root, video))
-        for name in (os.path.relpath(full, self._root), full):
-            if (row := self._rows.find(name)) is not None:
-                return row
-        alias = self._aliases.get(os.path.realpath(full))
-        return None if alias is None else self._rows.find(alias)
+        yield os.path.relpath(full, self._root)
+        yield full
+        real = os.path.realpath(full)
+        folders, links = self._real_paths
+        for path in (real, full):
+            parent, file = os.path.split(path)
+            for folder in folders.get(os.path.realpath(parent), ()):
+                yield os.path.join(folder, file)
+        yield from links.get(real, ())
 
     @cached_property
-    def _aliases(self) -> dict[str, str]:
-        """Name by real path: made only where no cheaper spelling finds a video."""
-        return {os.path.realpath(os.path.join(self._root, name)): name for name in self.videos()}
+    def _real_paths(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The folders of names, and the links in these folders, by their real paths.
+
+        Made only where no cheaper spelling finds a video; but a list that names one that the store lacks makes every
+        worker do so, all at once. So folders are listed, and no file that is not a link is looked at.
+        """
+        folders: dict[str, list[str]] = {}
+        links: dict[str, list[str]] = {}
+        for folder in sorted({os.path.dirname(name) for name in self.videos()}):
+            real = os.path.realpath(os.path.join(self._root, folder))
+            folders.setdefault(real, []).append(folder)
+            with contextlib.suppress(OSError), os.scandir(real) as entries:
+                for entry in filter(os.DirEntry.is_symlink, entries):
+                    name = os.path.join(folder, entry.name)
+                    links.setdefault(os.path.realpath(entry.path), []).append(name)
+        return folders, links
