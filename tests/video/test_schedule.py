@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ import av
 import pytest
 
 from onereel.errors import DataError
+from onereel.video import schedule
 from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan
 from onereel.video.prepare import PrepareReport
 from onereel.video.sources import Source
@@ -249,22 +251,64 @@ def test_a_damaged_index_is_told_with_its_remedy(
     assert numbers(out, "a.mp4") == list(range(20))
 
 
-def test_a_process_that_dies_is_told_with_its_video(
-    run: Run, make_video: MakeVideo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_process_that_dies_costs_no_video(
+    run: Run, numbers: Numbers, make_video: MakeVideo, tmp_path: Path
 ) -> None:
-    make_video(tmp_path / "a.mp4", 5, 64, 96)
+    videos, out = tmp_path / "in", tmp_path / "out"
+    videos.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        make_video(videos / name, 120, 96, 144)
 
-    def submit(_: object, fn: Callable[..., object], *arguments: object) -> Future[object]:
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while not (found := list(out.glob("partial/*"))) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(int(found[0].name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    report = run(videos, out, num_workers=2)
+    killer.join()
+    assert report.quarantined == ()
+    for name in ("a.mp4", "b.mp4"):
+        assert numbers(out, name) == list(range(120))
+
+
+@pytest.mark.parametrize("deadly", ["b.mp4", ""])
+def test_a_video_that_kills_its_process_is_quarantined(
+    deadly: str,
+    run: Run,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        make_video(tmp_path / "in" / name, 20, 64, 96)
+    broken: list[bool] = []
+
+    def submit(self: object, fn: Callable[..., object], *arguments: Any) -> Future[object]:
         future: Future[object] = Future()
-        if fn is make_unit:
+        unit, alone = arguments[0], isinstance(self, schedule._Alone)
+        if fn is make_unit and (not alone or unit.source.name.startswith(deadly)):
+            broken.append(alone)
+            if len(broken) == 2 and not alone:  # a pool that is broken takes no work
+                raise BrokenProcessPool
             future.set_exception(BrokenProcessPool())
         else:
             future.set_result(fn(*arguments))
         return future
 
-    monkeypatch.setattr("onereel.video.schedule._Serial.submit", submit)
-    with pytest.raises(DataError, match=r"a process of prepare died.*a\.mp4"):
-        run(tmp_path / "a.mp4", tmp_path / "out")
+    monkeypatch.setattr(schedule._Alone, "submit", submit)
+    monkeypatch.setattr(schedule.ProcessPoolExecutor, "submit", submit)
+    if not deadly:
+        with pytest.raises(DataError, match=r"processes of prepare die.*a\.mp4, b\.mp4.*fewer"):
+            run(tmp_path / "in", tmp_path / "out", num_workers=2)
+        return
+    report = run(tmp_path / "in", tmp_path / "out", num_workers=2)
+    assert [bad.path for bad in report.quarantined] == ["b.mp4"]
+    assert "process that works on it dies" in report.quarantined[0].reason
+    assert ChunkStore(str(tmp_path / "out")).videos() == ["a.mp4", "c.mp4"]
 
 
 def test_one_run_at_a_time(run: Run, make_video: MakeVideo, tmp_path: Path) -> None:

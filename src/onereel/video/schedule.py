@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -26,6 +28,12 @@ from onereel.types import Quarantined
 from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan, told_of_rate
 from onereel.video.manifest import has_chunks, made_parts, part_path, read_part
 from onereel.video.sources import Source
+
+logger = logging.getLogger(__name__)
+
+_DEADLY = (
+    "the process that works on it dies (a fault of FFmpeg, or too little memory); re-encode it"
+)
 
 
 @dataclass
@@ -55,22 +63,34 @@ def run_all(
 ) -> None:
     """Make the chunks of all `sources`, in `num_workers` processes (0: one per core), and note it in `outcome`.
 
+    Where a process dies, what was out is made again, each unit in a process of its own: one bad file must not keep
+    all that come after it from being made.
+
     Raises:
-        DataError: a process died.
+        DataError: processes die whatever they work on.
         OSError: the store cannot be written.
     """
     workers = num_workers or num_cores()
     sizes = {s.name: os.path.getsize(s.path) if os.path.isfile(s.path) else 0 for s in sources}
-    with _progress_bar(sum(sizes.values()), show_progress) as advance, _executor(workers) as pool:
-        run = _Run(pool, settings, store, outcome, sizes, advance)
-        try:
-            run.all(sources, limit=2 * workers if workers > 1 else 1)
-        except BrokenProcessPool as error:
-            names = sorted({source.name for source, _ in run.futures.values()})
-            raise DataError(
-                f"a process of prepare died (out of memory?) while it worked on one of {', '.join(names)}; finished "
-                "chunks are kept: run the same command again, with fewer workers or without that video"
-            ) from error
+    with _progress_bar(sum(sizes.values()), show_progress) as advance:
+        run = _Run(settings, store, outcome, sizes, advance)
+        next_task = partial(run.next_task, iter(sources))
+        while True:
+            try:
+                with _executor(workers) as pool:
+                    run.work(pool, next_task, limit=2 * workers if workers > 1 else 1)
+                return
+            except BrokenProcessPool:
+                run.work_again(limit=max(1, workers // 4))  # less memory than was short
+
+
+class _Task(NamedTuple):
+    """Work to hand out, and what takes its result."""
+
+    source: Source
+    handle: Callable[[Source, Any], None]
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
 
 
 class _Run:
@@ -78,50 +98,79 @@ class _Run:
 
     def __init__(
         self,
-        pool: Executor,
         settings: Settings,
         store: Path,
         outcome: Outcome,
         sizes: dict[str, int],
         advance: Callable[[float, float], None],
     ) -> None:
-        self.pool, self.settings, self.store, self.outcome = pool, settings, store, outcome
+        self.settings, self.store, self.outcome = settings, store, outcome
         self.bytes_left: dict[str, float] = dict(sizes)
         self.sizes, self.advance = sizes, advance
-        self.futures: dict[Future[Any], tuple[Source, Callable[[Source, Any], None]]] = {}
+        self.futures: dict[Future[Any], _Task] = {}
         self.ready: deque[Unit] = deque()
         self.units_left: dict[str, int] = {}
         self.parts: dict[str, list[int]] = {}
 
-    def all(self, sources: Iterable[Source], limit: int) -> None:
-        """Plan and make everything, at most `limit` tasks at a time: memory does not grow with the number of videos."""
-        waiting = iter(sources)
-        while self._fill(waiting, limit):
+    def work(
+        self, pool: Executor, next_task: Callable[[], _Task | None], limit: int, alone: bool = False
+    ) -> int:
+        """Do all tasks, at most `limit` at a time: memory does not grow with the number of videos.
+
+        Returns how many died of those that were `alone` in their process; raises BrokenProcessPool for others.
+        """
+        num_dead = 0
+        while self._fill(pool, next_task, limit):
             done, _ = wait(self.futures, return_when=FIRST_COMPLETED)
             for future in done:
-                source, handle = self.futures[future]
+                source, handle, *_ = self.futures[future]
                 try:
                     handle(source, future.result())
                 except DecodeError as error:
                     self._failed(source, error)
+                except BrokenProcessPool:
+                    if not alone:
+                        raise
+                    num_dead += 1
+                    self._failed(source, DecodeError(source.path, _DEADLY))
                 del self.futures[future]
+        return num_dead
 
-    def _fill(self, waiting: Iterator[Source], limit: int) -> bool:
-        while len(self.futures) < limit:
-            if self.ready:
-                unit = self.ready.popleft()
-                if unit.source.name not in self.outcome.quarantined:
-                    task = self.pool.submit(make_unit, unit, str(self.store))
-                    self.futures[task] = unit.source, self._made
-            elif (source := next(waiting, None)) is not None:
-                parts = made_parts(self.store, source.name, source.path, source.folder)
-                if parts is not None:
-                    self.outcome.finished[source.name] = parts
-                    self._progress(source, 1.0)
-                    continue
-                self.futures[self.pool.submit(plan, source, self.settings)] = source, self._planned
-            else:
-                break
+    def work_again(self, limit: int) -> None:
+        """Do again what was out when a process died. Raises DataError where all of it, and not one alone, is deadly."""
+        tasks = list(self.futures.values())
+        names = sorted({task.source.name for task in tasks})
+        logger.warning(
+            "a process of prepare died (out of memory?) while it worked on one of %s; each is tried again alone",
+            ", ".join(names),
+        )
+        self.futures.clear()
+        waiting = (task for task in tasks if task.source.name not in self.outcome.quarantined)
+        with _executor(limit, alone=True) as pool:
+            num_dead = self.work(pool, lambda: next(waiting, None), limit, alone=True)
+        if num_dead == len(tasks) > 1:
+            raise DataError(
+                f"the processes of prepare die (out of memory?), whichever of {', '.join(names)} they work on; "
+                "finished chunks are kept: run the same command again, with fewer workers"
+            )
+
+    def next_task(self, sources: Iterator[Source]) -> _Task | None:
+        """The next unit of a video that is planned, else the next video to plan; None: there is none now."""
+        while self.ready:
+            unit = self.ready.popleft()
+            if unit.source.name not in self.outcome.quarantined:
+                return _Task(unit.source, self._made, make_unit, (unit, str(self.store)))
+        for source in sources:
+            parts = made_parts(self.store, source.name, source.path, source.folder)
+            if parts is None:
+                return _Task(source, self._planned, plan, (source, self.settings))
+            self.outcome.finished[source.name] = parts
+            self._progress(source, 1.0)
+        return None
+
+    def _fill(self, pool: Executor, next_task: Callable[[], _Task | None], limit: int) -> bool:
+        while len(self.futures) < limit and (task := next_task()) is not None:
+            self.futures[_submitted(pool, task)] = task
         return bool(self.futures)
 
     def _planned(self, source: Source, units: list[Unit]) -> None:
@@ -155,6 +204,16 @@ class _Run:
         self.advance(num_bytes, seconds)
 
 
+def _submitted(pool: Executor, task: _Task) -> Future[Any]:
+    """The task's future, also where the pool has just broken: a task that was taken must not be lost."""
+    try:
+        return pool.submit(task.function, *task.arguments)
+    except BrokenProcessPool as error:
+        future: Future[Any] = Future()
+        future.set_exception(error)
+        return future
+
+
 def num_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -184,14 +243,30 @@ class _Serial(Executor):
         return future
 
 
+class _Alone(Executor):
+    """An executor that gives each task a process of its own: whichever dies, it takes no other along."""
+
+    def __init__(self, make_pool: Callable[[int], Executor]) -> None:
+        self.make_pool = make_pool
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        pool = self.make_pool(1)
+        future = pool.submit(fn, *args, **kwargs)
+        pool.shutdown(wait=False)
+        return future
+
+
 @contextlib.contextmanager
-def _executor(workers: int) -> Iterator[Executor]:
-    if workers == 1:
+def _executor(workers: int, alone: bool = False) -> Iterator[Executor]:
+    if workers == 1 and not alone:
         yield _Serial()
         return
     context = multiprocessing.get_context("spawn")
     lifeline, held = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(lifeline,))
+    make_pool = partial(
+        ProcessPoolExecutor, mp_context=context, initializer=_start_worker, initargs=(lifeline,)
+    )
+    pool = _Alone(make_pool) if alone else make_pool(workers)
     try:
         with hidden_main():  # processes start as work is handed out
             yield pool
