@@ -1,4 +1,5 @@
 import csv
+import errno
 import itertools
 import logging
 import multiprocessing
@@ -289,6 +290,16 @@ def test_a_quarantine_file_that_cannot_be_written_stops_nothing(dataset_of, tmp_
         loader = train_loader(dataset_of(names), quarantine=Path(path))
         assert sum(batch.num_failed for batch in loader.batches(0)) == 1
         assert f"{path} could not be written" in caplog.text
+
+
+def test_failures_are_kept_where_the_file_system_has_no_locks(dataset_of, tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("onereel.data.loader.fcntl.flock", refused)
+    loader = train_loader(dataset_of(["bad0", *map(str, range(7))]), quarantine=tmp_path / "q.csv")
+    list(loader.batches(0))
+    assert [row["path"] for row in quarantined(tmp_path / "q.csv")] == ["bad0"]
 
 
 # ------------------------------------------------------------------------------------------- selection in the loader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -320,3 +321,19 @@ def test_one_run_at_a_time(run: Run, make_video: MakeVideo, tmp_path: Path) -> N
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another run"):
             run(tmp_path / "a.mp4", tmp_path / "out")
+
+
+def test_a_file_system_without_locks_is_told_and_written_to(
+    run: Run,
+    make_video: MakeVideo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("onereel.video.marker.fcntl.flock", refused)
+    make_video(tmp_path / "a.mp4", 5, 64, 96)
+    assert run(tmp_path / "a.mp4", tmp_path / "out").videos == 1
+    assert "cannot be locked (No locks available)" in caplog.text

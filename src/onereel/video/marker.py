@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ import onereel
 from onereel.errors import ConfigError, DataError
 from onereel.files import write_atomically
 from onereel.video.chunking import Settings
+
+logger = logging.getLogger(__name__)
 
 MARKER = "store.json"
 FORMAT = 1
@@ -65,8 +68,15 @@ def open_store(store: Path, settings: Settings, root: str) -> Iterator[None]:
     with open(marker, "rb+") as lock:  # network file systems lock only what is open for writing
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise DataError(f"another run of prepare is writing to {store}; wait for it") from error
+        except (
+            OSError
+        ) as error:  # a file system without locks: some of the parallel ones, some mounts
+            logger.warning(
+                "%s cannot be locked (%s): see to it that no other run of prepare writes to it",
+                *(store, error.strerror),
+            )
         _check(store, read_marker(store)["settings"], wanted)
         shutil.rmtree(store / "partial", ignore_errors=True)
         for name in _left_behind(store):
