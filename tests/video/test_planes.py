@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,31 @@ def read(path: str, frames: list[int], crop: CropBox, size: tuple[int, int]) -> 
 
 def psnr(a: Tensor, b: Tensor) -> float:
     return float(10 * torch.log10(255**2 / (a.double() - b.double()).square().mean()))
+
+
+@pytest.mark.parametrize("second", ["yuv444p", "yuv420p10le", "yuvj420p"])
+def test_frames_that_are_coded_otherwise_in_mid_stream(tmp_path: Path, second: str) -> None:
+    path = tmp_path / "two.h264"
+    path.write_bytes(stream_of("yuv420p") + stream_of(second))
+    everything = CropBox(0, 0, 48, 64)
+    clip = read(str(path), [0, 9, 10, 19], everything, (48, 64))
+    expected = REFERENCE.read(VideoFile(str(path)), [0, 9, 10, 19], everything, (48, 64))
+    assert psnr(clip, expected) > 35  # colours are halved twice
+
+
+def stream_of(pixel_format: str) -> bytes:
+    """Ten frames of H.264 without a container."""
+    out = io.BytesIO()
+    rows, columns = np.mgrid[:48, :64]
+    with av.open(out, "w", format="h264") as writer:
+        stream = writer.add_stream("libx264", rate=25, options={"g": "5", "qp": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        for number in range(10):
+            picture = np.stack([4 * rows, 3 * columns, rows + columns + 9 * number], axis=-1)
+            frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
+            writer.mux(stream.encode(frame.reformat(format=pixel_format)))
+        writer.mux(stream.encode(None))
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("kind", KINDS + TURNED)

@@ -13,16 +13,17 @@ from torch import Tensor
 from onereel.types import CropBox, YuvClips, YuvLayout
 from onereel.video.index import PacketIndex
 from onereel.video.scale import coded_box
-from onereel.video.swscale import DIRECT_FORMATS, FULL_RANGE, Box, swscale
+from onereel.video.swscale import COEFFICIENTS, DIRECT_FORMATS, FULL_RANGE, Box, swscale
 
 BT601 = 5  # AVCOL_SPC_BT470BG
+LIMITED_RANGE = 1  # AVCOL_RANGE_MPEG
 
 
 class YuvCanvas:
     """The clip in the making, as `scale.Canvas` is one of RGB.
 
     4:2:0 frames of 8 bits are copied as they are. Others (and boxes that start at an odd pixel, as in a turned frame of
-    odd size) are converted to RGB, cut, and made 4:2:0.
+    odd size, and frames whose colours change in mid-stream) are converted to RGB, cut, and made 4:2:0.
 
     Args:
         index: of the video; gives size and rotation.
@@ -50,13 +51,13 @@ class YuvCanvas:
         # FFmpeg's own (libavutil/imgutils.h), which the scaler's library brings along.
         self.copy_plane = None if library is None else library.av_image_copy_plane
         self.layout: YuvLayout | None = None
-        self.is_coded = True
+        self.is_coded, self.colors = True, ("", 0, 0)
 
     def draw(self, places: list[int], frame: Any) -> None:
         """Put a decoded frame into its places in the clip."""
         if self.layout is None:
             self._begin(frame)
-        if not self.is_coded:
+        if not self.is_coded or _colors(frame) != self.colors:
             self._put(self._by_way_of_rgb(frame), places)
         elif self.copy_plane is None:
             self._put(_cut(frame, self.box), places)
@@ -70,8 +71,8 @@ class YuvCanvas:
         return YuvClips(self.values, (self.layout,), self.num_frames, self.size)
 
     def _begin(self, frame: Any) -> None:
-        """Frames of one clip share their colours, so this is asked once per clip."""
-        box, name = self.box, frame.format.name
+        """Frames of one clip have one layout, that of the first; those that were coded otherwise are converted."""
+        box, name, self.colors = self.box, frame.format.name, _colors(frame)
         self.is_coded = name in DIRECT_FORMATS and not (box.left | box.top) & 1
         space, full = BT601, True
         if self.is_coded:
@@ -94,10 +95,19 @@ class YuvCanvas:
         left, top, width, height = self.box
         rgb = frame.to_ndarray(format="rgb24", threads=1)[top : top + height, left : left + width]
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        assert self.layout is not None
         coded = picture.reformat(
-            format="yuv420p", dst_colorspace=BT601, dst_color_range=FULL_RANGE, threads=1
+            format="yuv420p",
+            dst_colorspace=COEFFICIENTS.get(self.layout.color_space, BT601),
+            dst_color_range=FULL_RANGE if self.layout.full_range else LIMITED_RANGE,
+            threads=1,
         )
         return _cut(coded, Box(0, 0, width, height))
+
+
+def _colors(frame: Any) -> tuple[str, int, int]:
+    """What the numbers of a frame mean."""
+    return frame.format.name, int(frame.colorspace), int(frame.color_range)
 
 
 def boxes_of_planes(box: Box) -> tuple[Box, Box, Box]:
