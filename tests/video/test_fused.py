@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pickle
 import shutil
@@ -232,6 +233,20 @@ def test_the_codec_tag_reaches_the_decoder(tmp_path: Path, make_video: Callable[
         clips.append(DECODER.read(source, [3, 9], None, None))
         assert torch.equal(clips[-1], ReferenceDecoder().read(source, [3, 9], None, None))
     assert not torch.equal(*clips)
+
+
+@pytest.mark.parametrize("room", ["index", "packets"])
+def test_a_disk_that_fails_is_a_file_that_cannot_be_read(
+    zoo: Callable[[str], Any], room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = zoo("default").path
+    index = None if room == "index" else build_packet_index(path)
+    monkeypatch.setattr(f"onereel.video.{room}.os.pread", failing)
+    with pytest.raises(DecodeError, match=r"default\.mp4.*Input/output error"):
+        FusedDecoder().read(VideoFile(path, index), [3], None, None)
 
 
 def test_it_pickles(zoo: Callable[[str], Any]) -> None:

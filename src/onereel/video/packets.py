@@ -59,7 +59,10 @@ def addressed_packets(path: str, file: int, index: PacketIndex, rows: list[int])
 
 
 def _read(path: str, file: int, begin: int, length: int) -> memoryview:
-    data = os.pread(file, length + _PADDING, begin)
+    try:
+        data = os.pread(file, length + _PADDING, begin)
+    except OSError as error:  # a bad sector, a server that is gone
+        raise DecodeError(path, f"cannot be read at byte {begin} ({error.strerror})") from error
     if len(data) < length:
         raise DecodeError(path, f"truncated: it ends before byte {begin + length}")
     if len(data) < length + _PADDING:
