@@ -38,6 +38,7 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "transport": (".ts", {"options": {"g": "12"}}),
     "avc_avi": (".avi", {"options": {"g": "12", "bf": "3"}}),
     "asp_avi": (".avi", {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}}),
+    "h263_avi": (".avi", {"codec": "h263p", "options": {"g": "12"}}),
     "asp_mp4": (".mp4", {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}}),
     "vp9": (".webm", {"codec": "libvpx-vp9", "options": {"g": "12"}, "num_frames": 30}),
     "hevc": (".mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=12"}}),

@@ -31,8 +31,8 @@ from onereel.video.index import build_packet_index
 KINDS = (
     *PROFILES,
     *("default", "short_groups", "open_gop", "intra_refresh", "interlaced", "sound"),
-    *("matroska", "transport", "avc_avi", "asp_avi", "asp_mp4", "vp9", "hevc", "variable_rate"),
-    *("rotated_90", "rotated_180", "rotated_270", "edit_list"),
+    *("matroska", "transport", "avc_avi", "asp_avi", "asp_mp4", "vp9", "hevc", "h263_avi"),
+    *("variable_rate", "rotated_90", "rotated_180", "rotated_270", "edit_list"),
 )
 few = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

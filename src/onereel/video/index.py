@@ -181,6 +181,9 @@ def _build(path: str, stream: int | None, status: os.stat_result) -> PacketIndex
     rank, pts = _display_order(path, number, columns, one_each)
     # A packet that shows nothing, though no edit list hides it, is a place holder: decoding cannot start there.
     key = columns["key"].astype(bool) & ((rank >= 0) | columns["discard"].astype(bool))
+    # AVI does not know which packets of H.263 are key frames, and calls all of them so.
+    if header["codec"] == "h263" and key.all():
+        key[1:] = False
     times, constant, fps = _timing(pts, rank, header["time_base"], average_rate)
     return PacketIndex(
         **header,

@@ -26,7 +26,7 @@ from onereel.video.index import PacketIndex, build_packet_index
 from onereel.video.sources import files_below
 
 # Raise it when the meaning of a PacketIndex changes: older cache entries are then rebuilt.
-_FORMAT = 2
+_FORMAT = 3
 _KEPT_IN_MEMORY = 1024
 # Of all indices in memory: 37 hours at 30 frames a second, at about 50 bytes a packet.
 _KEPT_PACKETS = 4_000_000
