@@ -31,6 +31,7 @@ from onereel.video.sources import Source
 
 logger = logging.getLogger(__name__)
 
+_CGROUP = Path("/sys/fs/cgroup")
 _DEADLY = (
     "the process that works on it dies (a fault of FFmpeg, or too little memory); re-encode it"
 )
@@ -215,10 +216,24 @@ def _submitted(pool: Executor, task: _Task) -> Future[Any]:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use: by its affinity, and by the time that its container grants."""
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, _granted_cores(cores)))
+
+
+def _granted_cores(otherwise: int) -> int:
+    """Whole cores of time that the container may take (`docker --cpus`, a pod's limit); `otherwise` without a limit.
+
+    More processes than that take memory, are halted most of the time, and do no more.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup 2, 1
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            quota, period = " ".join((_CGROUP / name).read_text() for name in names).split()
+            if int(quota) > 0:
+                return int(quota) // int(period)
+    return otherwise
 
 
 def _is_made(unit: Unit, store: Path) -> bool:
