@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from onereel.errors import DataError
-from onereel.video.sources import list_sources, named_videos
+from onereel.video.prepare import prepare
+from onereel.video.sources import Source, file_size, list_sources, looked_at, named_videos
 
 
 def test_a_folder_gives_its_videos_at_any_depth(tmp_path: Path) -> None:
@@ -91,3 +93,36 @@ def test_folders_and_lists_stand_for_their_videos(
     ]
     with pytest.raises(DataError, match="names no video"):
         named_videos(tmp_path / "in/notes.txt")
+
+
+def test_sources_are_looked_at_many_at_a_time_and_come_in_order() -> None:
+    together = threading.Barrier(8, timeout=60)  # passes only where eight wait in it
+
+    def look(source: Source) -> str:
+        together.wait()
+        return source.name
+
+    sources = [Source(str(number), "", "") for number in range(8)]
+    assert list(looked_at(look, sources)) == [source.name for source in sources]
+
+
+def test_prepare_looks_at_many_files_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(4, timeout=60)
+
+    def late(path: str) -> int:
+        together.wait()
+        return file_size(path)
+
+    for number in range(4):
+        (tmp_path / f"{number}.mp4").touch()
+    monkeypatch.setattr("onereel.video.schedule.file_size", late)
+    settings = {"num_workers": 1, "progress": False}
+    report = prepare(tmp_path, tmp_path / "out", **settings)  # type: ignore[arg-type]
+    assert len(report.quarantined) == 4
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "", "a\0b.mp4"])
+def test_what_is_no_file_has_no_size(tmp_path: Path, name: str) -> None:
+    assert file_size(str(tmp_path / name)) == -1

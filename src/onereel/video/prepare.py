@@ -48,7 +48,7 @@ from onereel.video.manifest import (
 )
 from onereel.video.marker import open_store
 from onereel.video.schedule import Outcome, run_all
-from onereel.video.sources import Source, list_sources
+from onereel.video.sources import Source, file_size, list_sources, looked_at
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def prepare(
     try:
         with open_store(store, settings, folder):
             existing = _complete_videos(store)
-            todo = [s for s in map(partial(_todo, store, existing), sources) if s is not None]
+            looks = looked_at(partial(_todo, store, existing), sources)
+            todo = [source for source in looks if source is not None]
             try:
                 run_all(todo, settings, store, num_workers, progress, outcome)
             finally:
@@ -204,7 +205,7 @@ def _todo(store: Path, existing: Mapping[str, pa.Table], source: Source) -> Sour
     if rows is None:
         return source
     folder = _folder(rows)
-    source_bytes = os.path.getsize(source.path) if os.path.isfile(source.path) else -1
+    source_bytes = file_size(source.path)
     if source_bytes != rows["source_bytes"][0].as_py():
         return source._replace(folder=spare_folder(folder))
     return None if has_chunks(store, rows, source_bytes) else source._replace(folder=folder)

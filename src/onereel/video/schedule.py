@@ -27,7 +27,7 @@ from onereel.processes import hidden_main
 from onereel.types import Quarantined
 from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan, told_of_rate
 from onereel.video.manifest import has_chunks, made_parts, part_path, read_part
-from onereel.video.sources import Source
+from onereel.video.sources import Source, file_size, looked_at
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def run_all(
         OSError: the store cannot be written.
     """
     workers = num_workers or num_cores()
-    sizes = {s.name: os.path.getsize(s.path) if os.path.isfile(s.path) else 0 for s in sources}
+    found = looked_at(lambda source: max(0, file_size(source.path)), sources)
+    sizes = {source.name: size for source, size in zip(sources, found)}
     with _progress_bar(sum(sizes.values()), show_progress) as advance:
         run = _Run(settings, store, outcome, sizes, advance)
         next_task = partial(run.next_task, iter(sources))

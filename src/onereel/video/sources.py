@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from onereel.errors import DataError
 from onereel.video.manifest import video_folder
 from onereel.video.probe import VIDEO_SUFFIXES
 
+T = TypeVar("T")
+
+_LOOKS = 32
+_LOOKS_WAITING = 4096
 LIST_SUFFIXES = (".csv", ".tsv", ".txt")
 
 
@@ -76,6 +82,22 @@ def named_videos(
         else:
             videos.append(one)
     return videos
+
+
+def file_size(path: str) -> int:
+    """Bytes of the file at `path`; -1: there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
+def looked_at(look: Callable[[Source], T], sources: Sequence[Source]) -> Iterator[T]:
+    """`look` of each source, in order; many at a time, because a network file system answers late."""
+    with ThreadPoolExecutor(_LOOKS) as threads:
+        for start in range(0, len(sources), _LOOKS_WAITING):
+            yield from threads.map(look, sources[start : start + _LOOKS_WAITING])
 
 
 def files_below(folder: str, out: str = "") -> Iterator[str]:
