@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onereel.files import write_atomically, written_aside
+from onereel.files import create_once, write_atomically, written_aside
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path: Path) -> None:
@@ -63,3 +63,19 @@ def test_many_may_write_at_once(tmp_path: Path) -> None:
         thread.join()
     assert (tmp_path / "a").read_bytes() in contents
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_what_is_created_once_stays(
+    tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr("onereel.files.os.link", refused)
+    create_once(tmp_path / "a", "first")
+    if has_links:
+        create_once(tmp_path / "a", "second")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_text() == "first"

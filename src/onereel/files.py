@@ -45,3 +45,25 @@ def write_atomically(path: str | Path, content: str | bytes, durable: bool = Tru
     """Write `content`, text as UTF-8, to `path`; see `written_aside`."""
     with written_aside(path, durable) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def create_once(path: str | Path, content: str) -> None:
+    """Write `content` to `path` unless something is there: of several that try at once, one succeeds.
+
+    Raises OSError.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, path)  # a rename would replace what another process has just made
+        except (FileExistsError, FileNotFoundError):
+            return  # not found: swept away by whoever was first
+        except OSError:  # a file system without links
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -21,6 +22,7 @@ import pytest
 from onereel.errors import DataError
 from onereel.video import schedule
 from onereel.video.chunking import Settings, Unit, UnitDone, make_unit, plan
+from onereel.video.marker import open_store
 from onereel.video.prepare import PrepareReport
 from onereel.video.sources import Source
 from onereel.video.store import ChunkStore
@@ -321,6 +323,32 @@ def test_one_run_at_a_time(run: Run, make_video: MakeVideo, tmp_path: Path) -> N
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another run"):
             run(tmp_path / "a.mp4", tmp_path / "out")
+
+
+def test_of_runs_that_start_together_one_makes_the_store(tmp_path: Path) -> None:
+    settings, tries = Settings(1.0, 64, None, "fast", 23.0, None), 20
+    starting, leaving = threading.Barrier(4), threading.Barrier(4)
+    inside: list[int] = []
+    told: list[str] = []
+
+    def start() -> None:
+        for number in range(tries):
+            starting.wait(60)
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(open_store(tmp_path / str(number), settings, "/videos"))
+                    inside.append(number)
+                except (DataError, OSError) as error:
+                    told.append(str(error))
+                leaving.wait(60)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(inside) == list(range(tries))
+    assert all("another run of prepare" in text for text in told)
 
 
 def test_a_file_system_without_locks_is_told_and_written_to(

@@ -18,7 +18,7 @@ import av
 
 import onereel
 from onereel.errors import ConfigError, DataError
-from onereel.files import write_atomically
+from onereel.files import create_once
 from onereel.video.chunking import Settings
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,8 @@ def open_store(store: Path, settings: Settings, root: str) -> Iterator[None]:
 
 
 def _create(store: Path, settings: dict[str, Any]) -> None:
-    if store.exists() and (not store.is_dir() or set(os.listdir(store)) - _left_behind(store)):
+    taken = store.exists() and (not store.is_dir() or set(os.listdir(store)) - _left_behind(store))
+    if taken and not (store / MARKER).exists():  # another run may have made it meanwhile
         raise DataError(
             f"{store} is not empty and is no chunk store (no {MARKER}); choose a new or an empty folder"
         )
@@ -98,7 +99,7 @@ def _create(store: Path, settings: dict[str, Any]) -> None:
         "settings": settings,
         "versions": {"onereel": onereel.__version__, "av": av.__version__},
     }
-    write_atomically(store / MARKER, json.dumps(content, indent=2) + "\n")
+    create_once(store / MARKER, json.dumps(content, indent=2) + "\n")
 
 
 def _left_behind(store: Path) -> set[str]:
