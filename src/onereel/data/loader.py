@@ -384,9 +384,7 @@ def _append_to_quarantine(path: Path, failures: list[_Failure]) -> None:
         writer.writerow((failure.record.path, frame, error.reason, key.epoch, key.index))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        with contextlib.suppress(
-            OSError
-        ):  # some file systems have no locks; an append is one write
+        with contextlib.suppress(OSError):  # a file system without locks; an append is one write
             fcntl.flock(file, fcntl.LOCK_EX)
         if file.seek(0, io.SEEK_END) == 0:
             file.write(",".join(QUARANTINE_COLUMNS) + "\n")

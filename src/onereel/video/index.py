@@ -150,11 +150,8 @@ def build_packet_index(path: str, stream: int | None = None) -> PacketIndex:
     status = _regular_file(path)
     try:
         return _build(path, stream, status)
-    except (
-        av.FFmpegError,
-        ValueError,
-        OSError,
-    ) as error:  # OSError: a bad sector, a server that is gone
+    except (av.FFmpegError, ValueError, OSError) as error:
+        # OSError: a bad sector, a server that is gone.
         detail = getattr(error, "strerror", None) or error
         raise DecodeError(path, f"not a readable video, or truncated ({detail})") from error
 

@@ -70,9 +70,7 @@ def open_store(store: Path, settings: Settings, root: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(f"another run of prepare is writing to {store}; wait for it") from error
-        except (
-            OSError
-        ) as error:  # a file system without locks: some of the parallel ones, some mounts
+        except OSError as error:  # a file system without locks: some parallel ones, some mounts
             logger.warning(
                 "%s cannot be locked (%s): see to it that no other run of prepare writes to it",
                 *(store, error.strerror),
