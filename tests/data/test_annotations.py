@@ -95,6 +95,28 @@ def test_a_spreadsheets_export_is_read_as_it_is(tmp_path, header):
         read_annotations(write(tmp_path, "path;label\na.mp4;b;c\n"))
 
 
+def test_empty_rows_and_columns_of_a_spreadsheet_are_left_out(tmp_path):
+    text = "path,label,,,start\n,,,,\na.mp4,x,,,1\n , ,,,\nb.mp4,y,, ,late\n,,,,\n,,,,\n"
+    with pytest.raises(DataError, match=r"train\.csv, line 5: 'late'"):
+        read_annotations(write(tmp_path, text))
+    annotations = read_annotations(write(tmp_path, text.replace("late", "2")))
+    assert records(annotations) == [
+        Record(0, "a.mp4", "x", start=1.0),
+        Record(1, "b.mp4", "y", start=2.0),
+    ]
+    assert annotations.table.column_names == ["path", "label", "start"]
+    assert annotations.where(1).endswith("train.csv, line 5")
+    assert len(read_annotations(write(tmp_path, "path,\na.mp4,\n,\n"))) == 1
+
+
+def test_a_column_without_a_name_that_says_something_is_kept(tmp_path):
+    """As the first one of a table that pandas wrote; where nothing else is said, it may be the label."""
+    annotations = read_annotations(write(tmp_path, ",path,label,\n0,a,x,note\n1,b,y,\n"))
+    assert annotations.table.column_names == ["column_1", "path", "label", "column_4"]
+    with pytest.raises(DataError, match=r"neither a column 'label' nor .* among path, column_2"):
+        read_annotations(write(tmp_path, "path,\na.mp4,x\n"))
+
+
 def test_columns_that_are_only_kept_keep_their_capitals(tmp_path):
     annotations = read_annotations(write(tmp_path, "path,label,Path,Camera\na,x,y,z\n"))
     assert annotations.table.column_names == ["path", "label", "Path", "Camera"]

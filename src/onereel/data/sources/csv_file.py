@@ -1,7 +1,8 @@
 """CSV with a header: `path,label` or `path,caption[,start,end]`, in any order; further columns are kept.
 
 Cells may be separated by tabs or semicolons instead, where those of the header are (spreadsheets export semicolons
-where 1.5 is written 1,5), and the names of these columns may have capitals.
+where 1.5 is written 1,5), and the names of these columns may have capitals. Rows without any text, and columns without
+any, which spreadsheets leave at the ends, are left out.
 Where nothing is said about the videos (masked pre-training) there may be `path[,start,end]` and no further column.
 """
 
@@ -28,12 +29,15 @@ UTF16 = (b"\xff\xfe", b"\xfe\xff")
 """How such a file begins; a spreadsheet's "Unicode text" is one."""
 SPANS = {"start": {"start", "begin", "from"}, "end": {"end", "stop", "to"}}
 """Words of names that other lists give to these columns."""
+UNNAMED = "column_{}"
+"""A column that has no name in the header, by its number from 1."""
 # Seconds ("12.5"), mm:ss or hh:mm:ss, as EPIC-KITCHENS writes them ("00:00:01.89").
 TIME = r"^(?:(?:(?P<hours>\d+):)?(?P<minutes>\d+):)?(?P<seconds>\d+(?:\.\d*)?)$"
 
 
 def read_header(path: Path) -> list[str]:
-    """The cells of the first line, stripped, known names in lower case; empty for an empty file."""
+    """The cells of the first line, stripped, known names in lower case; column_3, say, where the third is empty. Empty
+    for an empty file."""
     with path.open("rb") as file:
         if file.read(2) in UTF16:
             raise DataError(f"{path}: UTF-16 text; save it as UTF-8")
@@ -53,7 +57,7 @@ def delimiter_of(path: Path) -> str:
 
 
 def _names(cells: Sequence[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
+    names = [cell.strip() or UNNAMED.format(number) for number, cell in enumerate(cells, 1)]
     lower = [name.lower() for name in names]
     return [low if low in COLUMNS and low not in names else name for name, low in zip(names, lower)]
 
@@ -63,8 +67,9 @@ def read_csv(path: Path) -> pa.Table:
 
     Raises DataError naming file, line, what is allowed and the remedy.
     """
-    header = _checked_header(path)
-    table = read_cells(path, header)
+    table = read_cells(path, _checked_header(path))
+    header = table.column_names
+    _check_text(path, header)
     _warn_of_spans(path, header)
     for name in COLUMNS:
         if name in header:
@@ -104,9 +109,12 @@ def _warn_of_spans(path: Path, header: list[str]) -> None:
 
 
 def read_cells(path: Path, header: list[str]) -> pa.Table:
-    """All rows below the header as text, as written. Raises DataError naming the first line that does not fit."""
+    """The rows below the header as text, as written, without those that are empty, and unnamed columns that are.
+
+    Raises DataError naming the first line that does not fit.
+    """
     try:
-        return arrow_csv.read_csv(
+        table = arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(column_names=header, skip_rows=1),
             parse_options=arrow_csv.ParseOptions(
@@ -118,6 +126,28 @@ def read_cells(path: Path, header: list[str]) -> pa.Table:
         )
     except pa.ArrowInvalid as error:
         raise DataError(_row_problem(path, header, str(error))) from error
+    table = _without_empty_rows(table)
+    spare = [
+        name
+        for number, name in enumerate(table.column_names, 1)
+        if name == UNNAMED.format(number) and not pc.any(_filled(table[name])).as_py()
+    ]
+    return table.drop_columns(spare)
+
+
+def _without_empty_rows(table: pa.Table) -> pa.Table:
+    first, *others = table.column_names
+    filled = _filled(table[first])
+    for name in others:
+        if pc.all(filled).as_py():
+            return table
+        filled = pc.or_(filled, _filled(table[name]))
+    return table.filter(filled)
+
+
+def _filled(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which cells have more than spaces in them."""
+    return pc.not_equal(pc.utf8_trim_whitespace(cells), "")
 
 
 def line_of(path: Path, row: int) -> int:
@@ -125,7 +155,7 @@ def line_of(path: Path, row: int) -> int:
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file, delimiter=delimiter_of(path))
         next(reader)
-        filled = (reader.line_num for cells in reader if cells)
+        filled = (reader.line_num for cells in reader if any(map(str.strip, cells)))
         for _ in range(row):
             next(filled)
         return next(filled)
@@ -138,16 +168,20 @@ def _checked_header(path: Path) -> list[str]:
             f"{path}, line 1: no column 'path' among {', '.join(header)}.{did_you_mean('path', header)} "
             "The first line of a CSV names its columns: path,label or path,caption[,start,end]"
         )
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise DataError(f"{path}, line 1: column {repeated[0]!r} occurs twice; rename one of them")
+    return header
+
+
+def _check_text(path: Path, header: list[str]) -> None:
+    """Raise DataError where columns are there beside the paths, and none is said to be the label or the caption."""
     strange = [name for name in header if name not in COLUMNS]
     if strange and "label" not in header and "caption" not in header:
         raise DataError(
             f"{path}, line 1: neither a column 'label' nor 'caption' among {', '.join(header)}."
             f"{did_you_mean('label', strange)} Name the class column label, or the text column caption"
         )
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(f"{path}, line 1: column {repeated[0]!r} occurs twice; rename one of them")
-    return header
 
 
 def _row_problem(path: Path, header: list[str], arrow_message: str) -> str:
