@@ -128,6 +128,8 @@ def test_create_model() -> None:
         onereel.create_model("vit_mcro_patch16_32", 3)
     with pytest.raises(ConfigError, match="drop_path_rate"):
         onereel.create_model("vit_micro_patch16_32", 3, drop_path=0.1)
+    with pytest.raises(ConfigError, match="'num_frame'. Did you mean 'num_frames'"):
+        onereel.create_model("vit_micro_patch16_32", 3, num_frame=4)
 
 
 def test_predict_says_which_file_it_could_not_read(

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from onereel.answering import predict as predict
 from onereel.caching import cached_lessons, cached_loader, check_cache, discard_features
 from onereel.checking import check_annotations as check_annotations
 from onereel.config import RunConfig, from_dict
-from onereel.config.model import FAMILIES, family_of
+from onereel.config.model import FAMILIES, ModelConfig, family_of
 from onereel.data.annotations import Annotations
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
-from onereel.errors import ConfigError
+from onereel.errors import ConfigError, unknown_name
 from onereel.evaluation.classification import ClassificationResult
 from onereel.evaluation.pairs import PairResult
 from onereel.files import write_atomically
@@ -74,6 +74,8 @@ logger = logging.getLogger(__name__)
 
 PATHS = ("train", "val", "store", "root", "cache")
 """Of a run's data."""
+CLIP_OPTIONS = ("num_frames", "size")
+"""Of a run's data, where a model is made by its name alone."""
 WEIGHTS = ("pretrained", "backbone", "temporal_init")
 """Of a run's model: paths, or names on the Hub."""
 
@@ -100,8 +102,13 @@ def create_model(name: str, num_classes: int, **options: Any) -> VideoModel:
         name: as `onereel recipes --models` lists them.
         num_classes: outputs of the head.
         options: num_frames, size (of the clip), tokens (the selector's kind), or any other field of `ModelConfig`.
+
+    Raises ConfigError where a name is unknown, or the parts don't fit.
     """
-    data = {key: options.pop(key) for key in ("num_frames", "size") if key in options}
+    known = {*CLIP_OPTIONS, "tokens", *(field.name for field in fields(ModelConfig))} - {"name"}
+    if unknown := [key for key in options if key not in known]:
+        raise unknown_name("option of create_model", unknown[0], known)
+    data = {key: options.pop(key) for key in CLIP_OPTIONS if key in options}
     data.setdefault("size", int(name.rsplit("_", 1)[-1]) if name[-1:].isdigit() else 224)
     tokens = {"kind": options.pop("tokens")} if "tokens" in options else {}
     model = {"name": name, **FAMILIES[family_of(name)], **options}

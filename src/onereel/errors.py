@@ -43,6 +43,12 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def may_be(wanted: str, given: Iterable[str]) -> str:
+    """`" If 'video_path' is it, name it 'path'."`, or the empty string where nothing given is close."""
+    close = difflib.get_close_matches(wanted, list(given), n=1, cutoff=0.5)
+    return f" If {close[0]!r} is it, name it {wanted!r}." if close else ""
+
+
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> ConfigError:
     """The error for a name that is not one of `allowed`, naming the nearest."""
     allowed = sorted(allowed)

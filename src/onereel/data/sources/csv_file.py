@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from onereel.errors import DataError, did_you_mean
+from onereel.errors import DataError, may_be
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def _checked_header(path: Path) -> list[str]:
     header = read_header(path)
     if "path" not in header:
         raise DataError(
-            f"{path}, line 1: no column 'path' among {', '.join(header)}.{did_you_mean('path', header)} "
+            f"{path}, line 1: no column 'path' among {', '.join(header)}.{may_be('path', header)} "
             "The first line of a CSV names its columns: path,label or path,caption[,start,end]"
         )
     repeated = sorted({name for name in header if header.count(name) > 1})
@@ -180,7 +180,7 @@ def _check_text(path: Path, header: list[str]) -> None:
     if strange and "label" not in header and "caption" not in header:
         raise DataError(
             f"{path}, line 1: neither a column 'label' nor 'caption' among {', '.join(header)}."
-            f"{did_you_mean('label', strange)} Name the class column label, or the text column caption"
+            f"{may_be('label', strange)} Name the class column label, or the text column caption"
         )
 
 
