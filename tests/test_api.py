@@ -128,7 +128,7 @@ def test_create_model() -> None:
         onereel.create_model("vit_mcro_patch16_32", 3)
     with pytest.raises(ConfigError, match="drop_path_rate"):
         onereel.create_model("vit_micro_patch16_32", 3, drop_path=0.1)
-    with pytest.raises(ConfigError, match="'num_frame'. Did you mean 'num_frames'"):
+    with pytest.raises(ConfigError, match=r"'num_frame'\. Did you mean 'num_frames'"):
         onereel.create_model("vit_micro_patch16_32", 3, num_frame=4)
 
 
@@ -552,6 +552,17 @@ def test_missing_test_videos_are_named_before_training(videos: Path, tmp_path: P
     lists = {"data": str(videos / "train.csv"), "val": str(videos / "absent.csv")}
     with pytest.raises(DataError, match=r"1 of 2 videos are not there: not here\.mp4"):
         onereel.train(TINY, **lists, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_list_without_its_videos_is_refused_before_training(
+    videos: Path, tmp_path: Path
+) -> None:
+    (videos / "moved.csv").write_text(
+        "path,label\n" + "".join(f"old/{i}.mp4,{'ab'[i % 2]}\n" for i in range(6))
+    )
+    with pytest.raises(DataError, match=r"6 of 6 videos are not there: old/0\.mp4, .* and 1 more"):
+        onereel.train(TINY, data=str(videos / "moved.csv"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -16,7 +16,8 @@ from onereel.build.features import _clip_key
 from onereel.build.selection import check_given
 from onereel.config import DataConfig, RunConfig, TokensConfig
 from onereel.data.annotations import Annotations
-from onereel.errors import ConfigError
+from onereel.data.dataset import ClipDataset
+from onereel.errors import ConfigError, DataError
 from onereel.video.prepare import prepare
 
 EPIC = "narration_id,video_id,start_timestamp,stop_timestamp,narration,verb_class,noun_class,all_noun_classes\n"
@@ -44,6 +45,52 @@ def test_ids_find_raw_files_and_files_of_a_store(tmp_path: Path, make_video) -> 
         annotations = build.build_annotations(settings, listing)
         assert annotations.record(0).path == name
         assert name in build.build_library(settings, annotations)
+
+
+class CountingLibrary:
+    """Has the videos whose names begin with "there", and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __contains__(self, video: str) -> bool:
+        self.asked += 1
+        return video.startswith("there")
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "ratio", "good"),
+    [
+        (99, 1, 0.01, True),
+        (20, 1, 0.01, True),  # one may be missing of any list, as when they are read
+        (20, 1, 0.0, False),
+        (98, 2, 0.01, False),
+        (90, 10, 0.2, True),
+        (20_000, 0, 0.01, True),
+        (19_900, 100, 0.01, True),
+        (19_000, 1000, 0.01, False),
+    ],
+)
+def test_a_training_list_may_lack_as_many_videos_as_may_be_broken(
+    there: int, missing: int, ratio: float, good: bool
+) -> None:
+    paths = [f"there{i}" for i in range(there)] + [f"gone{i}" for i in range(missing)]
+    library: Any = CountingLibrary()
+    dataset = ClipDataset(
+        Annotations.of_videos(paths),
+        library,
+        num_frames=2,
+        size=16,
+        seed=0,
+        training=True,
+        label_names=None,
+    )
+    if good:
+        build.check_mostly_present(dataset, ratio)
+        assert library.asked <= 2 * build.data.NUM_PROBED
+        return
+    with pytest.raises(DataError, match=f"{missing} of {len(paths)} .* data.max_bad_ratio"):
+        build.check_mostly_present(dataset, ratio)
 
 
 def test_captions_of_a_video_may_become_a_paragraph(tmp_path: Path) -> None:

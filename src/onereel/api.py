@@ -197,14 +197,13 @@ def _train_in(
     config = replace(given, train=on_devices(given.train, world.world_size))
     listed = build.build_annotations(config, config.data.train)
     class_names = build.class_names(config, listed)
-    _warn_of_rare(class_names, listed)
+    build.warn_of_rare(class_names, listed)
     build.warn_of_left_out(listed)
-    annotations, _ = build.split_held_out(config, listed)
-    dataset = build.build_dataset(config, annotations, class_names or None, training=True)
+    dataset = _training_clips(config, listed, class_names)
     loader = build.build_train_loader(config, dataset, world=world, run=run)
     augment: Augment = build.build_augment(config, len(class_names) or None, training=True)
     goes_on = resume and bool(list_checkpoints(run))
-    tokenizer = tokenizer_for(config, annotations, run if goes_on else None)
+    tokenizer = tokenizer_for(config, dataset.annotations, run if goes_on else None)
     validation = Validation(config, run, class_names, world) if config.data.val else None
     model = build.build_trainee(config, len(class_names), tokenizer)
     first = None if goes_on else _start(model, config, class_names, run if resume else None)
@@ -249,6 +248,17 @@ def _train_in(
     shown = validation.dataset if validation else dataset
     run_on_main(lambda: try_report(run, config, objective, shown))
     return TrainResult(run, result.step, result.metrics)
+
+
+def _training_clips(
+    config: RunConfig, listed: Annotations, class_names: tuple[str, ...]
+) -> ClipDataset:
+    """Those of the list that are not held out. Raises DataError where too many videos are not there."""
+    annotations, _ = build.split_held_out(config, listed)
+    dataset = build.build_dataset(config, annotations, class_names or None, training=True)
+    if not config.data.cache_views:  # a run whose features are made reads no video
+        run_on_main(lambda: build.check_mostly_present(dataset, config.data.max_bad_ratio))
+    return dataset
 
 
 def _read_cache(
@@ -314,14 +324,6 @@ def _train_first(world: World, config: RunConfig, run: Path) -> Path:
     except RunInterrupted as stopped:
         raise RunInterrupted(run, stopped.step) from stopped
     return folder
-
-
-def _warn_of_rare(class_names: Sequence[str], annotations: Annotations) -> None:
-    rare = [name for name, count in annotations.label_counts().items() if count == 1]
-    if class_names and rare and is_main():
-        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-        shown = ", ".join(map(repr, rare[:5]))
-        logger.warning("%s: one clip only of %s%s", annotations.source, shown, more)
 
 
 def run_config(run: str | Path) -> RunConfig:

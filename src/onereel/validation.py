@@ -7,7 +7,6 @@ from pathlib import Path
 
 from onereel import build
 from onereel.config import RunConfig, to_dict
-from onereel.data.dataset import ClipDataset
 from onereel.errors import DataError, OnereelError
 from onereel.evaluation.classification import ClassificationResult, evaluate_classification
 from onereel.evaluation.loss import evaluate_loss
@@ -53,7 +52,7 @@ class Validation:
             task_texts(annotations)  # says where the labels are no names
         build.warn_of_left_out(annotations)
         self.dataset = build.build_dataset(config, annotations, label_names, training=False)
-        _check_present(self.dataset)
+        build.check_present(self.dataset)
         self.loader = build.build_eval_loader(config, self.dataset, world=world)
         self.augment = build.build_augment(config, len(class_names) or None, training=False)
 
@@ -126,17 +125,3 @@ class Validation:
         except (OnereelError, OSError) as error:
             logger.error("the evaluation failed, training goes on: %s", error)
             return {}
-
-
-def _check_present(dataset: ClipDataset) -> None:
-    """Raise DataError, before hours of training, where videos of a test list are not there."""
-    annotations, library = dataset.annotations, dataset.reader.library
-    paths = dict.fromkeys(annotations.record(i).path for i in range(len(annotations)))
-    missing = [path for path in paths if path not in library]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise DataError(
-            f"{annotations.source}: {len(missing)} of {len(paths)} videos are not there: "
-            f"{', '.join(missing[:5])}{more}. Correct the list, data.root or data.store; "
-            "`onereel prepare --check LIST` names all, and with --usable NEW.csv writes the list without them"
-        )

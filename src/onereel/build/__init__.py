@@ -7,11 +7,14 @@ from onereel.build.data import (
     build_eval_loader,
     build_library,
     build_train_loader,
+    check_mostly_present,
+    check_present,
     class_names,
     num_threads,
     num_workers,
     split_held_out,
     warn_of_left_out,
+    warn_of_rare,
 )
 from onereel.build.features import (
     SPATIAL_WEIGHTS,
@@ -68,6 +71,8 @@ __all__ = [
     "build_tokenizer",
     "build_train_loader",
     "build_trainee",
+    "check_mostly_present",
+    "check_present",
     "class_names",
     "frames_read",
     "learns_pairs",
@@ -78,4 +83,5 @@ __all__ = [
     "train_shapes",
     "views_read",
     "warn_of_left_out",
+    "warn_of_rare",
 ]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from onereel.build.selection import build_picker, frames_read, train_shapes
 from onereel.config import DataConfig, RunConfig
@@ -29,6 +33,8 @@ OF_TRAINING = (
     *("cache_views", "cache", "cache_dtype"),
 )
 """Fields of a run's data that only training reads."""
+NUM_PROBED = 1000
+"""Videos of a training list that are looked for, before all are: a million on a network drive take minutes."""
 
 
 def build_library(config: RunConfig, annotations: Annotations) -> VideoLibrary:
@@ -63,6 +69,15 @@ def warn_of_left_out(annotations: Annotations) -> None:
     counts = [f"{count} {reason}" for reason, count in annotations.origin.left_out.items()]
     if counts and is_main():
         logger.warning("%s: entries left out: %s", annotations.source, ", ".join(counts))
+
+
+def warn_of_rare(class_names: Sequence[str], annotations: Annotations) -> None:
+    """Name the classes of which there is one clip."""
+    rare = [name for name, count in annotations.label_counts().items() if count == 1]
+    if class_names and rare and is_main():
+        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+        shown = ", ".join(map(repr, rare[:5]))
+        logger.warning("%s: one clip only of %s%s", annotations.source, shown, more)
 
 
 def split_held_out(
@@ -120,6 +135,50 @@ def build_dataset(
         num_crops=1 if training else views.num_crops,
         num_epochs=data.cache_views if training else 0,
         scaling=data.scaling,
+    )
+
+
+def check_present(dataset: ClipDataset) -> None:
+    """Raise DataError where a video of a test list is not there."""
+    paths = _paths(dataset.annotations)
+    if missing := [path for path in paths if path not in dataset.library]:
+        raise _not_there(dataset.annotations, missing, len(paths), "")
+
+
+def check_mostly_present(dataset: ClipDataset, max_bad_ratio: float) -> None:
+    """Raise DataError where so many videos of a training list are not there that the run would stop at them.
+
+    Some spread over the list are looked for; all where more than `max_bad_ratio` of these are missing.
+    """
+    annotations, library = dataset.annotations, dataset.library
+    paths = _paths(annotations)
+    probed = paths[:: max(1, len(paths) // NUM_PROBED)]
+    missing = [path for path in probed if path not in library]
+    if len(missing) <= max_bad_ratio * len(probed):
+        return
+    if len(probed) < len(paths):
+        missing = [path for path in paths if path not in library]
+    # The loader, too, lets one pass.
+    allowed = max(1.0, max_bad_ratio * len(annotations)) if max_bad_ratio else 0.0
+    num_records = pc.sum(pc.is_in(annotations.table["path"], pa.array(missing))).as_py()
+    if num_records > allowed:
+        or_else = f", or raise data.max_bad_ratio, which is {max_bad_ratio:g}"
+        raise _not_there(annotations, missing, len(paths), or_else)
+
+
+def _paths(annotations: Annotations) -> list[str]:
+    """Each video once."""
+    return annotations.table["path"].unique().to_pylist()
+
+
+def _not_there(
+    annotations: Annotations, missing: list[str], num_videos: int, or_else: str
+) -> DataError:
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return DataError(
+        f"{annotations.source}: {len(missing)} of {num_videos} videos are not there: "
+        f"{', '.join(missing[:5])}{more}. Correct the list, data.root or data.store{or_else}; "
+        "`onereel prepare --check LIST` names all, and with --usable NEW.csv writes the list without them"
     )
 
 
