@@ -11,6 +11,7 @@ from onereel.data.annotation_check import AnnotationReport
 from onereel.data.annotation_check import check_annotations as _check_annotations
 from onereel.data.writing import check_list_path, write_records
 from onereel.recipes import load_recipe
+from onereel.video.prepare import refusals
 
 
 def check_annotations(
@@ -39,7 +40,8 @@ def check_annotations(
     rate = data.sampling_rate if data.sampling == "dense" else 1
     library = build.build_library(config, annotations)
     known = build.build_annotations(config, labels).label_names() if labels else None
-    found = _check_annotations(annotations, library, build.frames_read(config), rate, known)
+    frames, refused = build.frames_read(config), refusals(store) if store else (lambda video: "")
+    found = _check_annotations(annotations, library, frames, rate, known, refused)
     if usable and found.usable:
         write_records(annotations, found.usable, usable, in_store=bool(store))
     return found

@@ -51,6 +51,19 @@ def test_a_missing_file_is_told_from_a_misspelt_one(fake_library, annotations_of
     assert "wave/clip 1 (there is wave/Clip 1.mp4)\n" in str(report)
 
 
+def test_a_video_that_could_not_be_prepared_is_told_from_a_missing_one(
+    fake_library, annotations_of
+):
+    annotations = annotations_of(["gone1", "gone2"], ["x", "x"])
+    reasons = {"gone2": "no video stream"}
+    report = check_annotations(
+        annotations, fake_library(), 16, refused=lambda video: reasons.get(video, "")
+    )
+    assert report.missing == ("gone1",)
+    assert not report.ok
+    assert "  gone2: not in the store: no video stream" in str(report)
+
+
 def test_check_of_a_good_list_is_ok(fake_library, annotations_of):
     report = check_annotations(annotations_of(["a", "b"], ["x", "x"]), fake_library(), 16)
     assert report.ok

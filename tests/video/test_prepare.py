@@ -16,7 +16,7 @@ import pytest
 from onereel.errors import ConfigError, DataError
 from onereel.types import ClipSpec, CropBox
 from onereel.video.encode import PROFILES
-from onereel.video.prepare import PrepareReport
+from onereel.video.prepare import PrepareReport, refusals
 from onereel.video.store import ChunkStore
 
 KINDS = (
@@ -205,6 +205,10 @@ def test_a_repaired_file_is_taken_by_the_next_run(
     make_video(videos / "a.mp4", 20, 64, 96)
     (videos / "b.mp4").touch()
     assert len(run(videos, tmp_path / "out").quarantined) == 1
+    why = refusals(tmp_path / "out")
+    reasons = {why(name) for name in ("b.mp4", "./b.mp4", str(videos / "b.mp4"), "b")}
+    assert reasons == {"the file is empty"}
+    assert why("a.mp4") == why("c.mp4") == ""
     make_video(videos / "b.mp4", 20, 64, 96)
     make_video(videos / "a.mp4", 40, 64, 96)  # replaced by another
     report = run(videos, tmp_path / "out")

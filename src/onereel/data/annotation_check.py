@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ class AnnotationReport:
     Attributes:
         missing: videos that the library does not have.
         similar: of these, the video it has whose name differs in suffix, capitals or backslashes only.
-        unreadable: videos that it has and cannot read, with the reason.
+        unreadable: videos that it has and cannot read, or that its store refused, with the reason.
         outside: records that start after the end of their video.
         cut: records that end after it; their clips end with the video.
         tiny: records shorter than a frame; their clips repeat the nearest one.
@@ -105,6 +105,7 @@ def check_annotations(
     num_frames: int,
     sampling_rate: int = 1,
     label_names: Sequence[str] | None = None,
+    refused: Callable[[str], str] = lambda video: "",
 ) -> AnnotationReport:
     """Open every video once and compare it with its records.
 
@@ -112,11 +113,12 @@ def check_annotations(
         num_frames, sampling_rate: a clip spans (num_frames - 1) * sampling_rate + 1 frames; rate 1 for segment
             sampling.
         label_names: allowed labels; None: all.
+        refused: says why a video that is missing could not be prepared, or nothing.
     """
     span_frames = (num_frames - 1) * sampling_rate + 1
     counts = annotations.label_counts()
     known = counts if label_names is None else set(label_names)
-    videos = _Videos(library)
+    videos = _Videos(library, refused)
     outside, cut, tiny, short, usable, num_crossing = [], [], [], [], [], 0
     for record in map(annotations.record, range(len(annotations))):
         info = videos.info(record.path)
@@ -160,8 +162,8 @@ def check_annotations(
 class _Videos:
     """Opens each video when it is first asked for, and remembers which could not be."""
 
-    def __init__(self, library: VideoLibrary) -> None:
-        self.library = library
+    def __init__(self, library: VideoLibrary, refused: Callable[[str], str]) -> None:
+        self.library, self.refused = library, refused
         self.infos: dict[str, VideoInfo | None] = {}
         self.missing: list[str] = []
         self.unreadable: list[Quarantined] = []
@@ -170,7 +172,10 @@ class _Videos:
         if path not in self.infos:
             self.infos[path] = None
             if path not in self.library:
-                self.missing.append(path)
+                if reason := self.refused(path):
+                    self.unreadable.append(Quarantined(path, f"not in the store: {reason}"))
+                else:
+                    self.missing.append(path)
             else:
                 try:
                     self.infos[path] = self.library.info(path)

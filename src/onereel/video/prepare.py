@@ -24,7 +24,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -46,7 +46,7 @@ from onereel.video.manifest import (
     spare_folder,
     video_folder,
 )
-from onereel.video.marker import open_store
+from onereel.video.marker import open_store, read_marker
 from onereel.video.schedule import Outcome, run_all
 from onereel.video.sources import Source, file_size, list_sources, looked_at
 
@@ -267,6 +267,24 @@ def _write_quarantine(store: Path, outcome: Outcome) -> None:
         writer.writerow([bad.path, bad.reason, "" if bad.frame is None else bad.frame])
     content = text.getvalue().encode(errors="backslashreplace")
     write_atomically(store / "quarantine.csv", content)
+
+
+def refusals(store: str | os.PathLike[str]) -> Callable[[str], str]:
+    """A function that says why `store` lacks a video, by its name in a list, or its id; nothing where no file could
+    not be used. Raises DataError where there is no store."""
+    path = Path(os.path.abspath(store))
+    root = read_marker(path)["settings"]["root"]
+    by_path, by_id = {}, {}
+    with contextlib.suppress(FileNotFoundError):
+        text = (path / "quarantine.csv").read_text(encoding="utf-8")
+        for row in csv.DictReader(io.StringIO(text)):
+            by_path[os.path.normpath(os.path.join(root, row["path"]))] = row["reason"]
+            by_id[Path(row["path"]).stem] = row["reason"]
+
+    def refused(video: str) -> str:
+        return by_path.get(os.path.normpath(os.path.join(root, video))) or by_id.get(video, "")
+
+    return refused
 
 
 _SUMMED = ("chunk", "source_bytes", "start_seconds", "end_seconds", "bytes", "psnr")
