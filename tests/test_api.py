@@ -117,6 +117,9 @@ def test_load_evaluate_predict(trained: Path, videos: Path) -> None:
     (answer,) = onereel.predict(trained, [videos / "clip 0.mp4"], num_clips=2, num_crops=3)
     assert set(answer.labels) == {"clap", "wave"}
     assert sum(answer.probabilities) == pytest.approx(1)
+    assert onereel.predict(loaded, videos / "clip 0.mp4", num_clips=2, num_crops=3) == [answer]
+    with pytest.raises(ConfigError, match="give the folder of the run"):
+        onereel.predict(loaded, videos / "clip 0.mp4", budget=2)
     dense = replace(loaded.config, tokens=TokensConfig())
     assert onereel.evaluate(trained, name="dense", config=dense).kept_ratio == 1
 

@@ -31,7 +31,7 @@ MANY_VIDEOS = 32
 
 
 def predict(
-    run: str | Path,
+    run: str | Path | TrainedModel,
     videos: str | Path | Sequence[str | Path],
     *,
     top_k: int = 5,
@@ -49,6 +49,7 @@ def predict(
     """Label raw video files, one answer each; a file that cannot be read is answered with its reason.
 
     Args:
+        run: its folder, or another source of `load`; or what `load` gave, which stays on the device.
         videos: one or several of: a file, a folder (searched recursively), a list or CSV with a path column.
         num_clips, num_crops: views of each video; None: the run's, or those of the table of budgets.
         num_workers: processes that read ahead. None: on CUDA, of 32 videos or more, the cores left over, else none.
@@ -63,16 +64,16 @@ def predict(
     Raises:
         ConfigError: there is no table for the run's weights, or none of its rows fits.
     """
-    trained, chosen, choice = load(run), pick_device(device), None
+    trained, chosen, choice = _loaded(run), pick_device(device), None
     if any(wish is not None for wish in (budget, latency_ms, target_accuracy)):
         _check_as_measured(num_clips, num_crops, num_workers)
-        choice = choose(run, trained, Wanted(budget, latency_ms, target_accuracy), chosen)
+        choice = choose(
+            _folder_of(run), trained, Wanted(budget, latency_ms, target_accuracy), chosen
+        )
         if on_choice is not None:
             on_choice(choice)
         trained = choice.apply(trained)
-    given = {"num_clips": num_clips, "num_crops": num_crops}
-    asked: dict[str, Any] = {name: count for name, count in given.items() if count is not None}
-    views = replace(trained.config.eval, **asked)
+    views = _views(trained.config.eval, num_clips=num_clips, num_crops=num_crops)
     settings = {**_settings(trained, views), "top_k": top_k, "timed": choice is not None}
     files = named_videos(videos)
     kept = AnswerJournal(Path(journal), _key(trained, settings)) if journal else None
@@ -88,6 +89,11 @@ def predict(
                 on_answer(answer)
             answers.append(answer)
     return answers
+
+
+def _views(own: EvalConfig, **asked: int | None) -> EvalConfig:
+    given: dict[str, Any] = {name: count for name, count in asked.items() if count is not None}
+    return replace(own, **given)
 
 
 def _in_order(
@@ -128,6 +134,19 @@ def _key(trained: TrainedModel, settings: dict[str, Any]) -> str:
     """Tells answers by this model and under these settings from others."""
     told = (weights_of(trained), to_json(trained.config), settings)
     return hashlib.blake2b(repr(told).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _loaded(run: str | Path | TrainedModel) -> TrainedModel:
+    return run if isinstance(run, TrainedModel) else load(run)
+
+
+def _folder_of(run: str | Path | TrainedModel) -> str | Path:
+    if isinstance(run, TrainedModel):
+        raise ConfigError(
+            "a budget, a latency or an accuracy is looked up in the table of a run: give the folder of the run in "
+            "place of the loaded model"
+        )
+    return run
 
 
 def _check_as_measured(
