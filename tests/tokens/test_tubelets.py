@@ -76,6 +76,12 @@ def test_clips_without_a_batch_are_refused() -> None:
         patchify(torch.zeros(16, 3, 32, 32), 2, 16)
 
 
+@pytest.mark.parametrize("tubelet_size", [1, 2])
+def test_clips_with_colours_before_frames_are_refused(tubelet_size: int) -> None:
+    with pytest.raises(ConfigError, match=r"\(2, 3, 4, 32, 32\) looks like .*transpose\(1, 2\)"):
+        patchify(torch.zeros(2, 3, 4, 32, 32), tubelet_size, 16)
+
+
 @pytest.mark.parametrize(
     ("frames", "sizes", "window", "num_pairs"),
     [

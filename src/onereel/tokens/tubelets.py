@@ -62,7 +62,12 @@ def clip_grid(clips: Tensor, tubelet_size: int, patch_size: int) -> TubeletGrid:
     """The grid of `clips (B,T,C,H,W)`; raises as `tubelet_grid` does."""
     if clips.ndim != 5:
         raise ConfigError(f"clips must be (B, T, C, H, W), not {tuple(clips.shape)}")
-    _, num_frames, _, height, width = clips.shape
+    _, num_frames, num_channels, height, width = clips.shape
+    if num_frames == 3 < num_channels:  # pictures have three colours
+        raise ConfigError(
+            f"clips must be (B, T, C, H, W), and {tuple(clips.shape)} looks like (B, C, T, H, W): give "
+            "clips.transpose(1, 2)"
+        )
     return tubelet_grid(num_frames, height, width, tubelet_size, patch_size)
 
 
