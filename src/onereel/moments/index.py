@@ -86,6 +86,10 @@ class MomentIndex:
     @classmethod
     def read(cls, path: str | Path) -> MomentIndex:
         """The index that `write` wrote. Raises DataError where the file is something else."""
+        if not Path(path).is_file():
+            raise DataError(
+                f"there is no file {path}; `onereel embed RUN LIST --out {path}` writes one"
+            )
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowInvalid) as error:
