@@ -78,6 +78,7 @@ def test_every_verb_has_help_with_an_example_that_fits_on_a_screen(
         (["train", "--resume"], "run folder and nothing else"),
         (["prepare"], "--out STORE"),
         (["prepare", "videos", "--check", "list.csv"], "either it, or a source"),
+        (["eval", "runs/one", "runs/two", "--name", "x"], "takes one run at a time"),
         (["predict", "run"], "predict needs videos"),
         (["predict", "run", "a.mp4", "--top-k", "0"], "--top-k is 0"),
         (["train", "actions", "--data.train", "none.csv"], "none.csv"),

@@ -286,6 +286,10 @@ def eval_command(argv: Sequence[str]) -> int:
         return 0
     if not argv or argv[0].startswith("-"):
         raise ConfigError("`onereel eval` wants the run folder first: onereel eval RUN")
+    if len(argv) > 1 and not argv[1].startswith("-"):
+        raise ConfigError(
+            f"`onereel eval` takes one run at a time: test {argv[0]} and {argv[1]} by a command each"
+        )
     config = api.run_config(argv[0])
     default = EvalOptions(run=argv[0], data=config.data, tokens=config.tokens, eval=config.eval)
     options = _parse("eval", EvalOptions, argv, default=default)
