@@ -26,7 +26,7 @@ from onereel.config import (
     TokensConfig,
     TrainConfig,
 )
-from onereel.doctor import plan_run, run_doctor
+from onereel.doctor import measure, plan_run, run_doctor
 from onereel.doctor.advising import advice
 from onereel.doctor.arithmetic import Phase, Rates, Workload, forecast, longest_chunk_seconds
 from onereel.doctor.measure import DiskRate, measure_decode, measure_disk
@@ -48,6 +48,12 @@ RATES = Rates(
 )
 WORK = Workload(clips_per_epoch=40_000, epochs=10, global_batch_size=256, num_devices=8)
 positive = st.floats(0.01, 1e6)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' videos are far too small to measure a disk by."""
+    monkeypatch.setattr(measure, "MIN_BYTES", 1)
 
 
 def rates(**changes: float | None) -> Rates:
@@ -189,6 +195,18 @@ def test_disk_rate_of_nothing(tmp_path: Path) -> None:
     assert "nothing was measured" in describe_disk(rate)
     with pytest.raises(DataError, match="not a folder"):
         measure_disk(tmp_path / "absent")
+
+
+def test_too_little_to_read_says_nothing_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "MIN_BYTES", 1000)
+    (tmp_path / "a.mp4").write_bytes(bytes(999))
+    rate = measure_disk(tmp_path)
+    assert (rate.bytes_per_second, rate.num_bytes) == (None, 999)
+    assert describe_disk(rate) == f"{tmp_path}: only 0.001 MB in it, so nothing was measured"
+    (tmp_path / "b.mp4").write_bytes(bytes(1))
+    assert measure_disk(tmp_path).bytes_per_second is not None
 
 
 class FakeDataset:
@@ -388,6 +406,10 @@ def test_a_plan_and_a_checkup_of_a_store(config: RunConfig, listing: Path, tmp_p
     text = printed(report)
     for words in ("PyAV", "libx264", "torch", "TFLOP/s bf16", "MB/s", "clips/s per core"):
         assert words in text
+    moved = tmp_path / "list.csv"
+    moved.write_text("path,label\na.mp4,clap\n")
+    report = run_doctor(list=str(moved), root=str(listing.parent), config=config)
+    assert " random clips of 1 records" in printed(report)
 
 
 def test_a_plan_needs_videos(config: RunConfig) -> None:

@@ -331,7 +331,9 @@ def _print_as_it_is(report: Any) -> None:
     Console(markup=False, emoji=False).print(report)
 
 
-def doctor(folder: str = ".", store: str = "", videos: str = "", recipe: str = "") -> None:
+def doctor(
+    folder: str = ".", store: str = "", videos: str = "", root: str = "", recipe: str = ""
+) -> None:
     """Say what this machine can do: decoders, devices, arithmetic peak, disk; with videos, what reading them costs.
 
     Example: onereel doctor --store store
@@ -340,14 +342,17 @@ def doctor(folder: str = ".", store: str = "", videos: str = "", recipe: str = "
         folder: where the disk is measured, if neither store nor videos is given.
         store: chunk store to decode some clips of.
         videos: annotation list to decode some clips of.
+        root: folder that relative paths of the list start from; empty: the list's own folder.
         recipe: whose clips are read; where it freezes a half, what a cache of features takes, and whether it pays.
     """
     from onereel.doctor import run_doctor
 
     if recipe and not (store or videos):
         raise ConfigError("--recipe says which clips are read: give --videos or --store too")
+    if root and not videos:
+        raise ConfigError("--root is where the paths of a list start: give --videos LIST too")
     config = load_recipe(recipe) if recipe else None
-    _print_as_it_is(run_doctor(store=store, list=videos, config=config, folder=folder))
+    _print_as_it_is(run_doctor(store=store, list=videos, config=config, folder=folder, root=root))
 
 
 def doctor_command(argv: Sequence[str]) -> int:

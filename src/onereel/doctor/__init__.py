@@ -31,7 +31,8 @@ class DoctorReport:
         size = self.decode.bytes_per_clip
         return Group(
             self.system,
-            f"decode     {self.decode.clips_per_second:.1f} clips/s per core over {self.decode.num_clips} clips"
+            f"decode     {self.decode.clips_per_second:.1f} clips/s per core over {self.decode.num_clips} random clips "
+            f"of {self.decode.num_records} records"
             + (f", {size / 1e3:.1f} kB read per clip" if size else "")
             + (f"; {self.decode.num_failed} could not be read" if self.decode.num_failed else ""),
             *([self.caching] if self.caching else []),
@@ -39,7 +40,11 @@ class DoctorReport:
 
 
 def run_doctor(
-    store: str = "", list: str = "", config: RunConfig | None = None, folder: str = "."
+    store: str = "",
+    list: str = "",
+    config: RunConfig | None = None,
+    folder: str = ".",
+    root: str = "",
 ) -> DoctorReport:
     """Look at the machine, and decode some clips of a store or a list.
 
@@ -49,13 +54,14 @@ def run_doctor(
         config: whose clips are read (frames, size, crop; of flexible sampling the middle shape), and whose cache is
             judged where something is frozen; default: 16 frames of 224 x 224.
         folder: where the disk is measured if neither store nor list is given.
+        root: folder that relative paths of the list start from; empty: the list's own.
 
     Raises DataError where the folder, the store or the list is not there, or no clip can be read.
     """
     if not store and not list:
         return DoctorReport(system_report(folder))
     config = config or RunConfig()
-    config = replace(config, data=replace(config.data, store=store, train=list))
+    config = replace(config, data=replace(config.data, store=store, train=list, root=root))
     annotations = build.build_annotations(config, list) if list else _all_videos(store)
     dataset = build.build_dataset(with_typical_clips(config), annotations, None, training=True)
     system = system_report(video_folder(config, annotations))

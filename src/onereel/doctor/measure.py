@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onereel.data.dataset import ClipDataset
 
 BLOCK = 4 << 20
+MIN_BYTES = 2 << 20
+"""Fewer are read before threads have started and files are open: their rate says nothing of the disk."""
 MAX_FILES = 2000
 NUM_READERS = 8
 
@@ -30,7 +32,7 @@ class DiskRate:
     """How fast files of a folder were read, by NUM_READERS threads, each file from its start to its end.
 
     Attributes:
-        bytes_per_second: None where there was nothing to read.
+        bytes_per_second: None where there was nothing to read, or too little.
         how: what was measured, in words: past the page cache, or with the cache asked to forget.
     """
 
@@ -58,6 +60,8 @@ def measure_disk(
     total = sum(size for size, _ in parts)
     if not total:
         return DiskRate(str(folder), None, 0, "no readable file in it")
+    if total < MIN_BYTES:
+        return DiskRate(str(folder), None, total, f"only {total / 1e6:.2g} MB in it")
     ways = sorted({way for size, way in parts if size})
     return DiskRate(str(folder), total / seconds, total, " and ".join(ways))
 
@@ -113,12 +117,14 @@ class DecodeRate:
         clips_per_second: per core: clips over process CPU seconds.
         bytes_per_clip: bytes that the process read for a clip, None where the system does not count them.
         num_clips, num_failed: clips that were read, and that could not be.
+        num_records: that they were drawn from, each as often as chance had it.
     """
 
     clips_per_second: float
     bytes_per_clip: float | None
     num_clips: int
     num_failed: int
+    num_records: int
 
 
 def measure_decode(
@@ -153,6 +159,7 @@ def measure_decode(
         bytes_per_clip=num_bytes / num_clips if num_bytes else None,
         num_clips=num_clips,
         num_failed=len(failures),
+        num_records=len(dataset),
     )
 
 

@@ -113,7 +113,8 @@ class Plan:
         result, work = self.training.forecast, self.training.workload
         if self.from_features:
             size = self.training.rates.bytes_per_clip
-            table.add_row("disk", f"{result.io:.1f}", f"{size / 1e3:.1f} kB of features per clip")
+            io = f"{result.io:.1f}" if math.isfinite(result.io) else "?"
+            table.add_row("disk", io, f"{size / 1e3:.1f} kB of features per clip")
         else:
             self._add_clips(table, self.training)
         table.add_row(
@@ -139,7 +140,7 @@ class Plan:
         )
         table.add_row(
             "disk",
-            f"{result.io:.1f}",
+            f"{result.io:.1f}" if math.isfinite(result.io) else "?",
             f"{rates.bytes_per_clip / 1e3:.1f} kB per clip; {describe_disk(self.disk)}",
         )
         table.add_row(
