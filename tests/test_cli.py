@@ -99,6 +99,15 @@ def test_a_mistake_is_one_line_with_the_remedy(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("verb", sorted({*VERBS} - {"train", "eval"}))
+def test_a_verb_of_one_process_is_refused_under_torchrun(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([verb, "runs/one"]) == 2
+    assert f"`onereel {verb}` is the work of one process" in capsys.readouterr().err
+
+
 def test_a_run_is_tested_with_other_tokens_whatever_its_own_were(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

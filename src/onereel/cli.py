@@ -5,6 +5,7 @@ Nothing heavy is imported here: `onereel --help` answers at once. What each verb
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -40,6 +41,8 @@ VERBS = {
     "export": Verb("Using a model", "a graph that runs without onereel: torch.export, ONNX"),
     "report": Verb("Using a model", "write a run's report.html again"),
 }
+SHARED = ("train", "eval")
+"""Verbs whose work the processes of torchrun divide among them."""
 INTERRUPTED = 130
 
 
@@ -81,6 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return fail(
             f"unknown verb {verb!r}.{did_you_mean(verb, VERBS)} `onereel --help` lists the verbs."
+        )
+    count = os.environ.get("WORLD_SIZE", "1")
+    if verb not in SHARED and count.isdecimal() and int(count) > 1 and "--help" not in argv:
+        return fail(
+            f"`onereel {verb}` is the work of one process, and WORLD_SIZE is {count}: start it without torchrun (or "
+            f"unset WORLD_SIZE); the processes of torchrun share the work of `{'` and `'.join(SHARED)}` only"
         )
     from onereel import commands
 
