@@ -558,6 +558,14 @@ def test_missing_test_videos_are_named_before_training(videos: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipe_for_fine_tuning_says_that_it_has_no_weights(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(TINY, recipe="k400_vitb", train=replace(TINY.train, epochs=1))
+    onereel.train(config, data=str(videos / "train.csv"), out=tmp_path / "run")
+    assert "k400_vitb is a recipe for fine-tuning, and the model starts at random" in caplog.text
+
+
 def test_a_training_list_without_its_videos_is_refused_before_training(
     videos: Path, tmp_path: Path
 ) -> None:

@@ -330,7 +330,10 @@ def test_a_plan_of_raw_files(config: RunConfig) -> None:
     video = config.data.train.replace("train.csv", "a.mp4")
     assert plan.bits_per_second == pytest.approx(8 * Path(video).stat().st_size / 2, rel=0.2)
     assert plan.run_seconds == result.run_seconds
+    text = printed(replace(plan, config=replace(config, recipe="avion_ek100_cls_vitb")))
+    assert "note: avion_ek100_cls_vitb is a recipe for fine-tuning" in text
     text = printed(plan)
+    assert "fine-tuning" not in text
     for words in ("clips/s", "together", "for 7 epochs", "advice:", "Eq. 3", "could not be read"):
         assert words in text
 

@@ -41,7 +41,7 @@ from onereel.models.video_model import VideoModel
 from onereel.objectives import AnyObjective, DistillationObjective
 from onereel.pictures import try_report
 from onereel.progress import Told
-from onereel.recipes import load_recipe
+from onereel.recipes import lacks_weights, load_recipe
 from onereel.recipes.stages import first_stage
 from onereel.teaching import load_teacher
 from onereel.training import (
@@ -303,6 +303,8 @@ def _start(
                 "model.frozen is %s, and what is frozen stays as it was drawn at random: give --model.pretrained",
                 config.model.frozen,
             )
+        elif is_main() and (told := lacks_weights(config)):
+            logger.warning("%s", told)
         return None
     if resumed is not None and holds_run(resumed / FIRST):
         first = read_config(resumed / FIRST)

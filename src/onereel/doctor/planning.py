@@ -35,6 +35,7 @@ from onereel.evaluation.efficiency import TrainingSpeed
 from onereel.loading import tokenizer_for
 from onereel.models.dual_encoder import video_of
 from onereel.objectives import AnyObjective
+from onereel.recipes import lacks_weights
 from onereel.teaching import load_teacher
 from onereel.training import World, on_devices, pick_device, plan_steps
 from onereel.types import Batch
@@ -151,6 +152,8 @@ class Plan:
         yield self._time()
         yield f"advice: {self.advice}"
         yield from filter(None, (self.pairs, self.caching))
+        if told := lacks_weights(self.config):
+            yield f"note: {told}"
         if self.decode.num_failed:
             yield f"note: {self.decode.num_failed} of the clips tried could not be read (onereel prepare --check)"
         if self.model.batch_size < self.config.train.batch_size_per_device:

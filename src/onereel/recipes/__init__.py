@@ -5,6 +5,7 @@ A recipe of one's own is a path to a Python file with a function `recipe() -> Ru
 
 from __future__ import annotations
 
+import re
 import runpy
 import traceback
 from collections.abc import Callable
@@ -78,6 +79,11 @@ RECIPES = {
     "everest_ssv2_vitb_finetune": "onereel.recipes.masked:everest_ssv2_vitb_finetune",
 }
 
+FINE_TUNING = re.compile(
+    r"(rlt_)?k400_vitb|ssv2_vitb|everest_\w+_finetune|vivit_\w+|avion_ek100_\w+|flux_(k710|k400|ssv2|coin|clip)_\w+"
+)
+"""Recipes that are published for weights to start from, and have none of their own."""
+
 
 def recipe_function(name: str) -> Callable[[], RunConfig]:
     """The function behind a recipe's name, or behind a path to a file that defines `recipe()`."""
@@ -110,6 +116,17 @@ def load_recipe(name: str, model: str = "") -> RunConfig:
 def describe(name: str) -> str:
     """First line of the recipe's docstring."""
     return (recipe_function(name).__doc__ or "").strip().split("\n")[0]
+
+
+def lacks_weights(config: RunConfig) -> str:
+    """What to say where a recipe for fine-tuning would train from scratch; else nothing."""
+    started = config.after or config.model.pretrained or config.model.backbone
+    if started or not FINE_TUNING.fullmatch(config.recipe):
+        return ""
+    return (
+        f"{config.recipe} is a recipe for fine-tuning, and the model starts at random: its rate and its epochs are for "
+        "weights that are trained already; give them with --model.pretrained"
+    )
 
 
 def _error_in(path: Path, error: Exception) -> ConfigError:
