@@ -206,6 +206,21 @@ def test_starting_from_another_run(trained: Path, videos: Path, tmp_path: Path) 
     assert not (tmp_path / "wrong").exists()
 
 
+def test_a_saved_folder_is_tested_as_its_run(
+    trained: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = onereel.load(trained).save_pretrained(tmp_path / "saved")
+    assert main(["eval", str(folder)]) == 2
+    assert f"{folder} names no validation list: give --data.val" in capsys.readouterr().err
+    test = ["eval", str(folder), "--data.val", str(videos / "val.csv")]
+    assert main(test) == 2
+    assert "give the result a --name" in capsys.readouterr().err
+    assert main([*test, "--name", "val"]) == 0
+    results = [json.loads((of / "eval" / "val.json").read_text()) for of in (folder, trained)]
+    assert results[0]["confusion"] == results[1]["confusion"]
+    onereel.load(folder).save_pretrained(folder)  # it is still a saved model, and no run
+
+
 def test_starting_from_a_saved_folder_on_the_command_line(
     trained: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,10 +136,10 @@ def test_what_only_training_uses_is_no_setting_of_a_test(
     error = capsys.readouterr().err
     assert f"data.{name.replace('-', '_')} is {value}, but only training uses it" in error
     assert main(["eval", str(tmp_path), "--name", "other", "--data.num-frames", "8"]) == 2
-    assert "without a validation list" in capsys.readouterr().err
+    assert "names no validation list" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["eval"], ["report"], ["train", "--resume"]])
+@pytest.mark.parametrize("words", [["report"], ["train", "--resume"]])
 def test_a_saved_model_is_named_where_a_run_is_needed(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

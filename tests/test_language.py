@@ -439,6 +439,9 @@ def test_saved_towers_are_taken_for_what_they_are(trained: Path, tmp_path: Path)
     folder = load_dual_encoder(trained).save_pretrained(tmp_path / "model")
     with pytest.raises(ConfigError, match="load_dual_encoder"):
         onereel.load(folder)
+    lists = api.run_config(trained).data.val
+    saved, own = (onereel.evaluate(of, val=lists, name="x").figures() for of in (folder, trained))
+    assert all(saved[name] == own[name] for name in ("top1", "median_rank", "kept_ratio"))
     assert main(["convert", str(folder), "--to", "videomae", "--out", str(tmp_path / "no")]) != 0
     with pytest.raises(ConfigError, match="save the dual encoder"):
         load_dual_encoder(folder).model.video.save_pretrained(tmp_path / "no")

@@ -36,6 +36,7 @@ from onereel.loading import (
 )
 from onereel.models import Trainee
 from onereel.models.blocks import compile_blocks
+from onereel.models.pretrained.folder import holds_saved_model, read_saved_config
 from onereel.models.text import TOKENIZER
 from onereel.models.video_model import VideoModel
 from onereel.objectives import AnyObjective, DistillationObjective
@@ -329,8 +330,10 @@ def _train_first(world: World, config: RunConfig, run: Path) -> Path:
 
 
 def run_config(run: str | Path) -> RunConfig:
-    """The configuration that a run was started with."""
-    return read_config(run)
+    """The configuration that a run was started with, or of a saved model."""
+    folder = Path(run)
+    is_saved = not holds_run(folder) and holds_saved_model(folder)
+    return read_saved_config(folder) if is_saved else read_config(folder)
 
 
 def evaluate(
@@ -346,6 +349,7 @@ def evaluate(
     """Test a run and write RUN/eval/NAME.json; under torchrun all ranks share the work.
 
     Args:
+        run: its folder, or that of a saved model, which has no list of its own.
         val: list to test on; empty: the run's own validation list.
         checkpoint: weights; empty: the run's newest.
         name: of the result; empty: "val", where list, tokens, views and weights are the run's own.
@@ -355,7 +359,7 @@ def evaluate(
     Raises:
         ConfigError: settings differ from the run's and the result has no name of its own.
     """
-    own = read_config(run)
+    own = run_config(run)
     config = config or own
     config = replace(config, data=replace(config.data, val=_absolute(val or config.data.val)))
     if not name and (config != own or checkpoint):
@@ -368,7 +372,7 @@ def evaluate(
             f"the name of a result is {name!r}; allowed: letters, digits, '_', '-', '.'"
         )
     if not config.data.val:
-        raise ConfigError(f"{run} was trained without a validation list: give --data.val LIST")
+        raise ConfigError(f"{run} names no validation list: give --data.val LIST")
     with distributed(device) as world:
         weights, told = checkpoint or run, on_batch if world.rank == 0 else None
         if build.learns_pairs(config):

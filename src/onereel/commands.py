@@ -247,7 +247,8 @@ def recipes_command(argv: Sequence[str]) -> int:
 
 EVAL_HELP = """usage: onereel eval RUN [--name NAME] [--data.val LIST] [--tokens.kind KIND] [--FIELD VALUE]
 
-Test a run on its validation list, or on another, with the run's settings or with others.
+Test a run on its validation list, or on another, with the run's settings or with others. Of a saved model's folder,
+in the place of RUN, give --data.val and --name.
 
   --name NAME           the result is written to RUN/eval/NAME.json; needed where settings are not the run's own
   --data.val LIST       another list

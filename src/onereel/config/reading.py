@@ -69,11 +69,10 @@ def check_is_of_run(folder: str | Path, values: Any) -> None:
     own = values.get("config")
     learned = own.get("objective", {}).get("kind") if isinstance(own, dict) else ""
     uses = [f"start a new run from it (`onereel train RECIPE --model.pretrained {folder}`)"]
+    if learned:
+        uses.append(f"test it (`onereel eval {folder} --data.val LIST --name NAME`)")
     if learned == "classification":
-        uses += [
-            f"label videos (`onereel predict {folder} VIDEO`)",
-            f"measure its accuracy on a list (`onereel tune-budget {folder} --val LIST`)",
-        ]
+        uses.append(f"label videos (`onereel predict {folder} VIDEO`)")
     elif learned:
         uses.append(f"embed videos (`onereel embed {folder} LIST --out features.parquet`)")
     raise ConfigError(

@@ -137,6 +137,11 @@ def holds_saved_model(folder: Path) -> bool:
     ) == MODEL_TYPE
 
 
+def read_saved_config(folder: Path) -> RunConfig:
+    """The configuration in a folder that `write_folder` wrote. Raises OnereelError as `read_folder`."""
+    return from_dict(RunConfig, read_json(folder / CONFIG)["config"])
+
+
 def read_folder(folder: Path) -> SavedModel:
     """What `write_folder` wrote.
 
