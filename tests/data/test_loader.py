@@ -14,10 +14,12 @@ from types import ModuleType
 import pytest
 import torch
 
+from onereel.data import loader as loading
 from onereel.data.annotations import Annotations
 from onereel.data.augment import mirror
 from onereel.data.dataset import ClipDataset
 from onereel.data.loader import ClipLoader
+from onereel.data.workers import DeadWorkerError, received
 from onereel.errors import ConfigError, DataError, DecodeError
 from onereel.seeding import clip_generators
 from onereel.tokens.packing import pack_clips
@@ -391,13 +393,59 @@ def test_batches_do_not_depend_on_the_number_of_workers(video_dataset):
             assert (a.num_clips, a.num_failed) == (b.num_clips, b.num_failed)
 
 
-def test_a_killed_worker_is_a_clear_error(video_dataset):
+class Deadly(RawVideos):
+    """Ends the process that reads a video whose name says so."""
+
+    def read(self, spec):
+        if "deadly" in spec.video:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().read(spec)
+
+
+def test_a_worker_that_is_killed_is_replaced(video_dataset, caplog):
+    expected = list(train_loader(video_dataset, max_bad_ratio=1.0).batches(0))
     loader = train_loader(video_dataset, num_workers=1, max_bad_ratio=1.0, prefetch=1)
     stream = loader.batches(0)
-    next(stream)
+    batches = [next(stream)]
     os.kill(loader._data_loader._iterator._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"a data worker died .* lower data\.num_workers"):
-        list(stream)
+    batches += stream
+    assert [batch.keys for batch in batches] == [batch.keys for batch in expected]
+    assert all(torch.equal(a.clips, b.clips) for a, b in zip(batches, expected))
+    assert "a data worker died" in caplog.text
+
+
+def test_a_video_that_workers_die_of_is_left_out(tmp_path, make_video, caplog):
+    for name in ("a.mp4", "deadly.mp4", "c.mp4"):
+        make_video(tmp_path / name, num_frames=8)
+    annotations = Annotations.of_videos(["a.mp4", "deadly.mp4", "c.mp4"], str(tmp_path))
+    library = Deadly(str(tmp_path), cache=str(tmp_path / "cache"))
+    dataset = ClipDataset(
+        annotations, library, num_frames=2, size=16, seed=0, training=True, label_names=None
+    )
+    quarantine = tmp_path / "quarantine.csv"
+    loader = train_loader(
+        dataset, 3, shuffle=False, num_workers=1, max_bad_ratio=0.5, quarantine=quarantine
+    )
+    (batch,) = loader.batches(0)
+    assert [key.index for key in batch.keys] == [0, 2]
+    assert batch.num_failed == 1
+    row = quarantine.read_text().splitlines()[1]
+    assert row.startswith("deadly.mp4,,")
+    assert "the process that read it died" in row
+    assert caplog.text.count("a data worker died while it read deadly.mp4") == 2
+
+
+def test_workers_that_die_whatever_they_read_are_a_clear_error(video_dataset, monkeypatch):
+    loader = train_loader(video_dataset, num_workers=1)
+
+    def dies(stream, remedy):
+        raise DeadWorkerError(f"a data worker died: {remedy}", [1])
+
+    monkeypatch.setattr(loading, "received", dies)
+    monkeypatch.setattr(loader, "_start_at", lambda *place: None)
+    with pytest.raises(DataError, match=r"a data worker died: lower data\.num_workers"):
+        next(loader.batches(0))
+    assert len(loader._suspects) == 9
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM"])
@@ -465,3 +513,20 @@ def test_pinned_batches_are_the_same(video_dataset):
         assert a.clips.is_pinned()
         assert torch.equal(a.clips, b.clips)
         assert (a.keys, a.num_clips, a.num_failed) == (b.keys, b.num_clips, b.num_failed)
+
+
+@pytest.mark.parametrize(
+    ("said", "pids"),
+    [
+        ("DataLoader worker (pid 12) is killed by signal: Killed. ", [12]),
+        ("DataLoader worker (pid(s) 12, 345) exited unexpectedly", [12, 345]),
+    ],
+)
+def test_torch_says_which_workers_are_gone(said, pids):
+    def stream():
+        raise RuntimeError(said)
+        yield
+
+    with pytest.raises(DeadWorkerError, match="lower it") as error:
+        received(stream(), "lower it")
+    assert error.value.pids == pids

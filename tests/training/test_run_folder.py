@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+
 import pytest
 
 from onereel.config import OptimConfig, RunConfig
@@ -44,6 +47,16 @@ def test_one_process_at_a_time(tmp_path):
     with run_lock(tmp_path / "unused"):
         pass
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with run_lock(tmp_path / "run"):
+        create_run(tmp_path / "run", RunConfig())
+    assert "run cannot be locked (No locks available)" in caplog.text
 
 
 def test_a_folder_with_nothing_but_a_checkpoint_counts_as_a_run(tmp_path):

@@ -7,59 +7,38 @@ import csv
 import fcntl
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from onereel.data.annotations import Annotations, Record
-from onereel.data.augment import mirror
-from onereel.data.dataset import ClipDataset, ClipReader, Sample
+from onereel.data.annotations import Annotations
+from onereel.data.batch_reader import BatchJob, BatchReader, Failure, Job, Loaded, Pick
+from onereel.data.dataset import ClipDataset
 from onereel.data.features import FeatureCache, FeatureReader
 from onereel.data.order import shuffled
 from onereel.data.shapes import FlexibleShapes
-from onereel.data.workers import main_hidden_from, received, worker_options
-from onereel.data.yuv import black, stacked
-from onereel.errors import ConfigError, DataError, DecodeError
-from onereel.types import Batch, ClipShape, Packed, SampleKey, YuvClips
+from onereel.data.workers import (
+    DeadWorkerError,
+    Watch,
+    main_hidden_from,
+    received,
+    worker_options,
+)
+from onereel.errors import ConfigError, DataError
+from onereel.types import Batch, SampleKey
 
 log = logging.getLogger("onereel")
 
 QUARANTINE_COLUMNS = ("path", "frame", "reason", "epoch", "index")
 # Past this many samples of an epoch, a run in which most fail is a wrong root or store, not a few bad files.
 HOPELESS_AFTER = 32
-
-Job = tuple[Record, list[SampleKey]]
-Pick = Callable[[Tensor, Sequence[SampleKey]], Packed]
-"""uint8 clips `(B, T, C, H, W)` and their keys to the patches that are kept of them."""
-
-
-class _BatchJob(NamedTuple):
-    """What a worker reads at once; `shape` is that of flexible sampling."""
-
-    jobs: list[Job]
-    shape: ClipShape | None
-
-
-class _Failure(NamedTuple):
-    record: Record
-    key: SampleKey
-    error: DecodeError
-
-
-class _Loaded(NamedTuple):
-    """What a worker sends: the fields of a Batch, and what failed."""
-
-    clips: Tensor | Packed | YuvClips
-    labels: Tensor | None
-    captions: list[str] | None
-    keys: list[SampleKey]
-    num_clips: int
-    failures: list[_Failure]
+# A file of which a worker dies does so again; who dies of too little memory dies at any. So many unexplained deaths
+# are borne.
+MANY_SUSPECTS, UNKNOWN = 8, -1
 
 
 class ClipLoader:
@@ -76,6 +55,7 @@ class ClipLoader:
     Workers come from a fork server, a process that has imported what they need and does nothing else: they start in
     milliseconds, and hold no copy of the training process, whose threads may own locks at the moment of a plain fork
     and whose CUDA context does not survive one. They hold no annotations either; records travel to them with the keys.
+    One that dies is replaced, and what it was reading is read again; of what two die of, the sample fails.
 
     Args:
         batch_size: clips per micro-batch.
@@ -144,19 +124,14 @@ class ClipLoader:
         self._num_bad_allowed = max(1.0, share) if max_bad_ratio else 0.0
         self._quarantine, self._library = quarantine, dataset.library
         self._next: tuple[int, int] | None = None
-        self._stream: Iterator[_Loaded] = iter(())
-        options = worker_options(num_workers, prefetch, dataset.library) if num_workers else {}
+        self._stream: Iterator[Loaded] = iter(())
+        self._watch = Watch(num_workers)
+        self._suspects: list[int] = []
         reader = dataset.reader if features is None else FeatureReader(features, dataset.reader)
-        self._data_loader = DataLoader(
-            _BatchReader(reader, pick, hflip_prob),
-            batch_size=None,
-            sampler=self._plan,
-            collate_fn=_unchanged,
-            pin_memory=pin_memory,
-            # A generator of its own: by default torch would draw from the global one, and change the model's dropout.
-            generator=torch.Generator(),
-            **options,
-        )
+        self._reader = BatchReader(reader, pick, hflip_prob, self._watch)
+        workers = worker_options(num_workers, prefetch, dataset.library) if num_workers else {}
+        self._options = {"pin_memory": pin_memory, **workers}
+        self._data_loader = self._new_data_loader()
 
     @property
     def num_batches(self) -> int:
@@ -171,26 +146,66 @@ class ClipLoader:
         """Batches `start` and later of `epoch`, uint8 on the CPU; those before cost nothing. One iteration at a time.
 
         Raises:
-            DataError: too many samples failed (see the class), or a worker was killed.
+            DataError: too many samples failed (see the class), or workers die whatever they read.
             DecodeError: a sample failed, and the loader is strict.
         """
         if start >= self._plan.num_read:
             return
         if self._next != (epoch, start):
-            self._plan.first = (epoch, start)
-            with main_hidden_from(self._library):
-                self._stream = iter(self._data_loader)
+            self._start_at(epoch, start)
         self._next = None
         seen = failed = 0
         for j in range(start, self._plan.num_read):
-            loaded = received(self._stream, "lower data.num_workers or data.prefetch")
+            loaded = self._receive(epoch, j)
             seen += self._plan.num_samples(j)
             failed += len(loaded.failures)
             self._report(loaded.failures, seen, failed)
             self._next = self._plan.following(epoch, j)
             yield _to_batch(loaded, j)
 
-    def _report(self, failures: list[_Failure], seen: int, failed: int) -> None:
+    def _new_data_loader(self) -> DataLoader:
+        return DataLoader(
+            self._reader,
+            batch_size=None,
+            sampler=self._plan,
+            collate_fn=_unchanged,
+            # A generator of its own: by default torch would draw from the global one, and change the model's dropout.
+            generator=torch.Generator(),
+            **self._options,
+        )
+
+    def _start_at(self, epoch: int, batch: int) -> None:
+        self._plan.first = (epoch, batch)
+        with main_hidden_from(self._library):
+            self._stream = iter(self._data_loader)
+
+    def _receive(self, epoch: int, batch: int) -> Loaded:
+        """Batch `batch`; where a worker dies, from new ones."""
+        while True:
+            try:
+                return received(self._stream, "lower data.num_workers or data.prefetch")
+            except DeadWorkerError as error:
+                self._judge(error)
+                self._stream, self._data_loader = iter(()), self._new_data_loader()
+                self._start_at(epoch, batch)
+
+    def _judge(self, death: DeadWorkerError) -> None:
+        """Leave out the records that workers have died of twice; raise `death` where memory is the likelier cause."""
+        seen = self._watch.seen(death.pids)
+        guilty = seen & set(self._suspects)
+        self._plan.deadly |= guilty
+        self._suspects = [one for one in self._suspects if one not in guilty]
+        self._suspects += sorted(seen - guilty) if seen else [UNKNOWN]
+        if len(self._suspects) > MANY_SUSPECTS:
+            raise death
+        paths = [self._plan.annotations.record(index).path for index in sorted(seen)]
+        log.warning(
+            "a data worker died%s; new ones go on, %s",
+            f" while it read {', '.join(paths)}" if paths else "",
+            "and leave that out" if guilty else "and read that again",
+        )
+
+    def _report(self, failures: list[Failure], seen: int, failed: int) -> None:
         """Log and quarantine `failures`; raise if they are too many."""
         if failures and self._strict:
             raise failures[0].error
@@ -216,7 +231,7 @@ class ClipLoader:
             )
 
 
-class _Plan(Sampler[_BatchJob]):
+class _Plan(Sampler[BatchJob]):
     """Which records and views each batch of this rank holds, and of which shape."""
 
     def __init__(
@@ -247,6 +262,7 @@ class _Plan(Sampler[_BatchJob]):
                 f"one batch of {global_batch} over all devices: lower train.batch_size_per_device"
             )
         self.first = (0, 0)
+        self.deadly: frozenset[int] = frozenset()
 
     @property
     def samples_per_epoch(self) -> int:
@@ -274,12 +290,14 @@ class _Plan(Sampler[_BatchJob]):
             jobs.append((self.annotations.record(index), keys))
         return jobs
 
-    def __iter__(self) -> Iterator[_BatchJob]:
+    def __iter__(self) -> Iterator[BatchJob]:
         """All batches from `first` on."""
         position: tuple[int, int] | None = self.first
         while position is not None:
             shape = None if self.shapes is None else self.shapes.draw(*position)
-            yield _BatchJob(self.jobs(*position), shape)
+            jobs = self.jobs(*position)
+            deadly = self.deadly.intersection(record.index for record, _ in jobs)
+            yield BatchJob(jobs, shape, deadly)
             position = self.following(*position)
 
     def following(self, epoch: int, batch: int) -> tuple[int, int] | None:
@@ -298,67 +316,7 @@ class _Plan(Sampler[_BatchJob]):
         return range(clips.start // self.views, -(-clips.stop // self.views))
 
 
-class _BatchReader(Dataset):
-    """Reads whole batches, in a worker or here."""
-
-    def __init__(
-        self, reader: ClipReader | FeatureReader, pick: Pick | None, hflip_prob: float
-    ) -> None:
-        self.reader, self.pick, self.hflip_prob = reader, pick, hflip_prob
-
-    def __getitem__(self, batch: _BatchJob) -> _Loaded:
-        jobs, shape = batch
-        reader = self.reader
-        if shape is not None and isinstance(reader, ClipReader):
-            reader = reader.shaped(shape)
-        samples: list[Sample] = []
-        failures: list[_Failure] = []
-        for record, keys in jobs:
-            try:
-                samples += reader.read(record, keys)
-            except DecodeError as error:
-                failures.append(_Failure(record, keys[0], error))
-            except OSError as error:
-                problem = DecodeError(record.path, error.strerror or str(error))
-                failures.append(_Failure(record, keys[0], problem))
-        num_clips = len(samples)
-        samples = samples or [_blank(reader, *jobs[0])]
-        labels = [sample.label for sample in samples if sample.label is not None]
-        captions = [sample.caption for sample in samples if sample.caption is not None]
-        return _Loaded(
-            clips=self._clips(samples),
-            labels=torch.tensor(labels) if labels else None,
-            captions=captions or None,
-            keys=[sample.key for sample in samples],
-            num_clips=num_clips,
-            failures=failures,
-        )
-
-    def _clips(self, samples: list[Sample]) -> Tensor | Packed | YuvClips:
-        if isinstance(self.reader, FeatureReader):
-            return self.reader.batch(samples)
-        clips = stacked([sample.clip for sample in samples])
-        if self.pick is None or isinstance(clips, YuvClips):
-            return clips
-        keys = [sample.key for sample in samples]
-        mirror(clips, keys, self.hflip_prob, self.reader.seed)
-        return self.pick(clips, keys)
-
-
-def _blank(reader: ClipReader | FeatureReader, record: Record, keys: list[SampleKey]) -> Sample:
-    """A black clip that keeps the shapes of a batch of which nothing could be read."""
-    if isinstance(reader, FeatureReader):
-        return reader.blank(record, keys)
-    size = (reader.size, reader.size)
-    clip = (
-        black(reader.num_frames, size)
-        if reader.scaling == "device"
-        else torch.zeros(reader.num_frames, 3, *size, dtype=torch.uint8)
-    )
-    return Sample(keys[0], clip, reader.label_id(record), record.caption)
-
-
-def _to_batch(loaded: _Loaded, number: int) -> Batch:
+def _to_batch(loaded: Loaded, number: int) -> Batch:
     return Batch(
         clips=loaded.clips,
         keys=loaded.keys,
@@ -374,7 +332,7 @@ def _unchanged(loaded: Any) -> Any:
     return loaded
 
 
-def _append_to_quarantine(path: Path, failures: list[_Failure]) -> None:
+def _append_to_quarantine(path: Path, failures: list[Failure]) -> None:
     """Append one row per failure; the lock lets the ranks of a run share the file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch.utils.data import get_worker_info
 
 from onereel.errors import DataError
 from onereel.processes import hidden_main
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+DEAD_WORKERS = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+"""How torch says which are gone."""
 LIFE_CHECK_SECONDS = 1.0
 """How long a worker may outlive a training process that was killed, if its decoder answers."""
 
@@ -47,17 +51,56 @@ def main_hidden_from(library: VideoLibrary) -> AbstractContextManager[None]:
     return nullcontext() if type(library).__module__ == "__main__" else hidden_main()
 
 
+class DeadWorkerError(DataError):
+    """A reading process was killed, or crashed.
+
+    Attributes:
+        pids: of those that are gone.
+    """
+
+    def __init__(self, message: str, pids: Collection[int]) -> None:
+        super().__init__(message)
+        self.pids = pids
+
+
 def received(stream: Iterator[Item], remedy: str) -> Item:
-    """The next item that a DataLoader's workers made. Raises DataError, with what to do, where one was killed."""
+    """The next item that a DataLoader's workers made. Raises DeadWorkerError, with what to do, where one is gone."""
     try:
         return next(stream)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        named = DEAD_WORKERS.search(str(error))
+        if named is None:
             raise
-        raise DataError(
+        raise DeadWorkerError(
             f"a data worker died ({error}). Usually the system ran out of memory, or of shared memory in a container "
-            f"(docker run --shm-size 16g); {remedy}"
+            f"(docker run --shm-size 16g); {remedy}",
+            [int(pid) for pid in named[1].split(",")],
         ) from error
+
+
+class Watch:
+    """Which record each worker is reading, in memory that outlives it: so a crash of the decoder has a name."""
+
+    def __init__(self, num_workers: int) -> None:
+        # By worker: its process, and the record; -1: none.
+        self._state = torch.full((num_workers, 2), -1).share_memory_()
+
+    @contextmanager
+    def reading(self, record: int) -> Iterator[None]:
+        """Say in a worker that it reads record `record` within the block; elsewhere, nothing."""
+        worker = get_worker_info()
+        if worker is None:
+            yield
+            return
+        self._state[worker.id, 0], self._state[worker.id, 1] = os.getpid(), record
+        try:
+            yield
+        finally:
+            self._state[worker.id, 1] = -1
+
+    def seen(self, pids: Collection[int]) -> set[int]:
+        """The records that the processes `pids` were reading."""
+        return {record for pid, record in self._state.tolist() if pid in pids and record >= 0}
 
 
 def _start_worker(worker: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ import onereel
 from onereel.config import RunConfig, check_is_of_run, from_json, to_json
 from onereel.errors import ConfigError
 from onereel.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 CONTENTS = (
     *("config.json", "versions.json", "metrics.jsonl", "quarantine.csv", "report.html"),
@@ -88,11 +91,16 @@ def run_lock(run: str | Path, doing: str = "training") -> Iterator[None]:
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.close()
         raise ConfigError(
             f"another process is {doing} in {run}; wait for it, or give another folder"
         ) from error
+    except OSError as error:  # a file system without locks: some parallel ones, some mounts
+        logger.warning(
+            "%s cannot be locked (%s): see to it that no other run writes to it",
+            *(run, error.strerror),
+        )
     try:
         yield
     finally:
