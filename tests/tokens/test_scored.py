@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from onereel import build
@@ -100,12 +100,16 @@ def chosen_by_loop(clip: torch.Tensor, groups: list[range], count: int) -> set[i
                 distance = (clip[t, place] - clip[other, place]).double().norm().item()
                 importance[t * places + place] = distance
         share = count // len(groups) + (g < count % len(groups))
-        # Rounded as the selector's float32, so that the two copies of a score tie.
-        order = sorted(importance, key=lambda i: (-round(importance[i], 4), i))
+        order = sorted(importance, key=lambda i: (-importance[i], i))
+        # The two copies of a score tie; what float32 cannot tell apart is not asked.
+        if 0 < share < len(order):
+            gap = importance[order[share - 1]] - importance[order[share]]
+            assume(gap == 0 or gap > 1e-5)
         chosen |= set(order[:share])
     return chosen
 
 
+@example(gt=4, flux=False, share=0.25, seed=185)  # distances that differ by less than 1e-4
 @given(
     gt=st.integers(2, 12),
     flux=st.booleans(),
