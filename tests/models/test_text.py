@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from onereel.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ def tokenizer():
 
 
 @settings(max_examples=50, deadline=None)
+@example(f"says {END} and {START}")
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_every_text_starts_and_ends_and_fits(text):
     tokenizer = Tokenizer.train(CAPTIONS, vocab_size=280, context_length=10)

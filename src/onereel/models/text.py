@@ -55,6 +55,8 @@ class Tokenizer:
             )
         self.end_id: int = end
         self.backend, self.context_length = backend, context_length
+        # A caption that spells one of them is text: its feature would else be that of a place within it.
+        backend.encode_special_tokens = True
         backend.enable_truncation(context_length)
         # What comes after the end is never looked at: attention is causal and the feature is the end's.
         backend.enable_padding(pad_id=end, pad_token=END)
