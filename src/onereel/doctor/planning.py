@@ -114,8 +114,7 @@ class Plan:
         result, work = self.training.forecast, self.training.workload
         if self.from_features:
             size = self.training.rates.bytes_per_clip
-            io = f"{result.io:.1f}" if math.isfinite(result.io) else "?"
-            table.add_row("disk", io, f"{size / 1e3:.1f} kB of features per clip")
+            table.add_row("disk", _rate(result.io), f"{size / 1e3:.1f} kB of features per clip")
         else:
             self._add_clips(table, self.training)
         table.add_row(
@@ -141,7 +140,7 @@ class Plan:
         )
         table.add_row(
             "disk",
-            f"{result.io:.1f}" if math.isfinite(result.io) else "?",
+            _rate(result.io),
             f"{rates.bytes_per_clip / 1e3:.1f} kB per clip; {describe_disk(self.disk)}",
         )
         table.add_row(
@@ -373,3 +372,8 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def _rate(per_second: float) -> str:
+    """Infinite: nothing is known that would limit it."""
+    return f"{per_second:.1f}" if math.isfinite(per_second) else "?"

@@ -33,8 +33,8 @@ class VideoScores(NamedTuple):
 class ViewSums:
     """Adds up view probabilities by video and refuses a view that comes twice.
 
-    The sums of all videos lie in one tensor: 10^5 embeddings of 256 take 200 MB, and half a second of processor time on
-    their way to another rank. A tensor for each would take four times as much, and twelve seconds.
+    The sums of all videos lie in one tensor: a tensor for each would take several times the memory, and a hundred
+    thousand of them many seconds on their way to another rank.
     """
 
     def __init__(self) -> None:
